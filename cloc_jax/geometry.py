@@ -1,0 +1,116 @@
+"""What happened to an image on its way to the model, as one object that carries boxes, points and masks along.
+
+Convention: a pixel covers [i, i+1), so an image of width W spans [0, W] and its first pixel's centre is 0.5. All
+resizing in this project follows it (OpenCV's INTER_LINEAR and INTER_AREA, Pillow, and jax.image.resize do too).
+"""
+import dataclasses
+
+import numpy as np
+
+from cloc_jax import boxes as box_lib
+
+PAD_MODES = ('center', 'corner')
+
+
+@dataclasses.dataclass(frozen=True)
+class Geometry:
+  """An axis-aligned map from original pixels to the square canvas: canvas = original · scale + offset, then a flip.
+
+  height, width: of the original image, pixels.
+  canvas: side of the square canvas, pixels.
+  resized_height, resized_width: the image's own extent on the canvas, pixels.
+  top, left: where it was put on the canvas, pixels, before a flip.
+  flipped: whether the whole canvas was mirrored left-right afterwards.
+  """
+  height: int
+  width: int
+  canvas: int
+  resized_height: int
+  resized_width: int
+  top: int
+  left: int
+  flipped: bool = False
+
+  @property
+  def scale_xy(self) -> np.ndarray:
+    return np.array([self.resized_width / self.width, self.resized_height / self.height])
+
+  @property
+  def offset_xy(self) -> np.ndarray:
+    return np.array([self.left, self.top], np.float64)
+
+  def points_to_canvas(self, points: np.ndarray) -> np.ndarray:
+    """(..., 2) xy in original pixels → (..., 2) xy normalised to the canvas."""
+    out = (np.asarray(points, np.float64) * self.scale_xy + self.offset_xy) / self.canvas
+    if self.flipped:
+      out = np.stack([1 - out[..., 0], out[..., 1]], -1)
+    return out
+
+  def points_from_canvas(self, points: np.ndarray) -> np.ndarray:
+    """The inverse of `points_to_canvas`."""
+    points = np.asarray(points, np.float64)
+    if self.flipped:
+      points = np.stack([1 - points[..., 0], points[..., 1]], -1)
+    return (points * self.canvas - self.offset_xy) / self.scale_xy
+
+  def boxes_to_canvas(self, boxes: np.ndarray) -> np.ndarray:
+    """(..., 4) xyxy in original pixels → (..., 4) xyxy normalised to the canvas, float32."""
+    out = self._map_boxes(boxes, self.points_to_canvas)
+    return out.astype(np.float32)
+
+  def boxes_from_canvas(self, boxes: np.ndarray, *, clip: bool = True) -> np.ndarray:
+    """(..., 4) xyxy normalised to the canvas → xyxy in original pixels, float32; `clip` keeps them in the image."""
+    out = self._map_boxes(boxes, self.points_from_canvas)
+    if clip:
+      limit = np.array([self.width, self.height, self.width, self.height])
+      out = np.clip(out, 0, limit)
+    return out.astype(np.float32)
+
+  def mask_to_canvas(self, mask: np.ndarray) -> np.ndarray:
+    """(height, width) bool in original pixels → (canvas, canvas) bool, nearest neighbour; padding is False."""
+    if mask.shape != (self.height, self.width):
+      raise ValueError(f'mask: expected {self.height}×{self.width}, got {"×".join(map(str, mask.shape))}')
+    rows = ((np.arange(self.resized_height) + 0.5) * self.height / self.resized_height).astype(int)
+    cols = ((np.arange(self.resized_width) + 0.5) * self.width / self.resized_width).astype(int)
+    out = np.zeros((self.canvas, self.canvas), bool)
+    out[self.top:self.top + self.resized_height, self.left:self.left + self.resized_width] = mask[rows][:, cols]
+    return out[:, ::-1] if self.flipped else out
+
+  def flip(self) -> 'Geometry':
+    """The same geometry with the canvas mirrored once more."""
+    return dataclasses.replace(self, flipped=not self.flipped)
+
+  def _map_boxes(self, boxes, map_points):
+    boxes = np.asarray(boxes, np.float64)
+    corners = map_points(boxes.reshape(*boxes.shape[:-1], 2, 2))
+    out = corners.reshape(boxes.shape)
+    # A flip swaps left and right: put them back in order.
+    return out[..., [2, 1, 0, 3]] if self.flipped else out
+
+
+def resize_with_pad(*, height: int, width: int, canvas: int, pad: str = 'center') -> Geometry:
+  """The recipe's "resize with pad": the long side becomes `canvas`, the short side is padded (SPEC §4).
+
+  Args:
+    height, width: of the original image, pixels.
+    canvas: side of the square the model sees, pixels.
+    pad: 'center' puts the image in the middle, 'corner' at the top left.
+
+  Raises:
+    ValueError: on an empty image or an unknown `pad`.
+  """
+  if height < 1 or width < 1 or canvas < 1:
+    raise ValueError(f'image and canvas must have at least one pixel, got {height}×{width} onto {canvas}')
+  if pad not in PAD_MODES:
+    raise ValueError(f'pad: expected one of {PAD_MODES}, got {pad!r}')
+  scale = canvas / max(height, width)
+  new_h, new_w = max(1, round(height * scale)), max(1, round(width * scale))
+  top, left = ((canvas - new_h) // 2, (canvas - new_w) // 2) if pad == 'center' else (0, 0)
+  return Geometry(height=height, width=width, canvas=canvas, resized_height=new_h, resized_width=new_w,
+                  top=top, left=left)
+
+
+def normalized_boxes_to_canvas(geometry: Geometry, boxes: np.ndarray) -> np.ndarray:
+  """(..., 4) xyxy normalised to the original image, as records store them → xyxy normalised to the canvas."""
+  pixels = box_lib.denormalize(np.asarray(boxes, np.float64), height=geometry.height, width=geometry.width)
+  return geometry.boxes_to_canvas(pixels)
