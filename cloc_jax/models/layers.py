@@ -1,0 +1,162 @@
+"""Transformer parts shared by the towers and the Prompter. Parameter names and shapes are big_vision's."""
+import math
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+ACTIVATIONS = {
+    # tanh-GELU costs less than half of erf-GELU on CPUs and is what SigLIP uses; OpenAI's CLIP uses quick_gelu.
+    'gelu_tanh': lambda x: nn.gelu(x, approximate=True),
+    'gelu': lambda x: nn.gelu(x, approximate=False),
+    'quick_gelu': lambda x: x * nn.sigmoid(1.702 * x),
+}
+ATTENTIONS = ('einsum', 'dot_product_attention')
+REMAT_POLICIES = {
+    'none': None,
+    'full': 'nothing_saveable',
+    # Keep the outputs of the matrix products, recompute norms, softmax and GELU.
+    'dots': 'dots_with_no_batch_dims_saveable',
+}
+LN_EPS = 1e-5  # OpenAI CLIP's; SigLIP's own is 1e-6
+
+
+def activation(name: str):
+  if name not in ACTIVATIONS:
+    raise ValueError(f'act: expected one of {sorted(ACTIVATIONS)}, got {name!r}')
+  return ACTIVATIONS[name]
+
+
+class HeadProjection(nn.Module):
+  """A dense layer into heads, (B, N, D) → (B, heads, N, head_dim); parameters shaped as flax's own attention.
+
+  Heads come before the sequence because batched products over contiguous (N, head_dim) matrices are about twice as
+  fast on CPUs as the sequence-major layout, and no slower elsewhere.
+  """
+  heads: int
+  dtype: Any = jnp.float32
+
+  @nn.compact
+  def __call__(self, x_bnd):
+    d = x_bnd.shape[-1]
+    kernel = self.param('kernel', nn.initializers.xavier_uniform(in_axis=0, out_axis=(1, 2)),
+                        (d, self.heads, d // self.heads))
+    bias = self.param('bias', nn.initializers.zeros, (self.heads, d // self.heads))
+    x_bhnd = jnp.einsum('bnd,dhk->bhnk', x_bnd.astype(self.dtype), kernel.astype(self.dtype))
+    return x_bhnd + bias.astype(self.dtype)[None, :, None, :]
+
+
+class OutProjection(nn.Module):
+  """The inverse of HeadProjection: (B, heads, N, head_dim) → (B, N, D)."""
+  dtype: Any = jnp.float32
+
+  @nn.compact
+  def __call__(self, x_bhnk):
+    _, h, _, k = x_bhnk.shape
+    kernel = self.param('kernel', nn.initializers.xavier_uniform(in_axis=(0, 1), out_axis=2), (h, k, h * k))
+    bias = self.param('bias', nn.initializers.zeros, (h * k,))
+    return jnp.einsum('bhnk,hkd->bnd', x_bhnk.astype(self.dtype), kernel.astype(self.dtype)) + bias.astype(self.dtype)[None, None]
+
+
+def attend(q_bhnk, k_bhmk, v_bhmk, *, causal: bool = False, implementation: str = 'einsum'):
+  """Softmax attention over head-major arrays; softmax in float32. Returns (B, heads, N, head_dim)."""
+  if implementation == 'dot_product_attention':
+    q, k, v = (x.swapaxes(1, 2) for x in (q_bhnk, k_bhmk, v_bhmk))
+    return jax.nn.dot_product_attention(q, k, v, is_causal=causal).swapaxes(1, 2)
+  if implementation != 'einsum':
+    raise ValueError(f'attention: expected one of {ATTENTIONS}, got {implementation!r}')
+  logits_bhnm = jnp.einsum('bhnk,bhmk->bhnm', q_bhnk, k_bhmk, preferred_element_type=jnp.float32)
+  logits_bhnm *= 1 / math.sqrt(q_bhnk.shape[-1])
+  if causal:
+    n, m = logits_bhnm.shape[-2:]
+    allowed = jnp.tril(jnp.ones((n, m), bool))[None, None]
+    logits_bhnm = jnp.where(allowed, logits_bhnm, -1e30)
+  weights = jax.nn.softmax(logits_bhnm, -1).astype(v_bhmk.dtype)
+  return jnp.einsum('bhnm,bhmk->bhnk', weights, v_bhmk)
+
+
+class MultiHeadDotProductAttention(nn.Module):
+  """Multi-head attention of (B, N, D) queries over (B, N', D) keys and values."""
+  heads: int
+  causal: bool = False
+  attention: str = 'einsum'
+  dtype: Any = jnp.float32
+
+  @nn.compact
+  def __call__(self, x_q, x_kv=None):
+    x_kv = x_q if x_kv is None else x_kv
+    q, k, v = (HeadProjection(self.heads, dtype=self.dtype, name=n)(x)
+               for n, x in (('query', x_q), ('key', x_kv), ('value', x_kv)))
+    y = attend(q, k, v, causal=self.causal, implementation=self.attention)
+    return OutProjection(dtype=self.dtype, name='out')(y)
+
+
+class MlpBlock(nn.Module):
+  """Dense, activation, dense; width kept."""
+  mlp_dim: int
+  act: str = 'gelu_tanh'
+  dtype: Any = jnp.float32
+
+  @nn.compact
+  def __call__(self, x):
+    d = x.shape[-1]
+    dense = lambda width, name: nn.Dense(width, dtype=self.dtype, kernel_init=nn.initializers.xavier_uniform(),
+                                         bias_init=nn.initializers.normal(1e-6), name=name)
+    x = dense(self.mlp_dim, 'Dense_0')(x)
+    return dense(d, 'Dense_1')(activation(self.act)(x))
+
+
+class EncoderBlock(nn.Module):
+  """Pre-norm transformer block. Returns (x, None): the form nn.scan wants."""
+  heads: int
+  mlp_dim: int
+  causal: bool = False
+  act: str = 'gelu_tanh'
+  attention: str = 'einsum'
+  ln_eps: float = LN_EPS
+  dtype: Any = jnp.float32
+
+  @nn.compact
+  def __call__(self, x, _=None):
+    ln = lambda name: nn.LayerNorm(epsilon=self.ln_eps, dtype=self.dtype, name=name)
+    y = ln('LayerNorm_0')(x)
+    x = x + MultiHeadDotProductAttention(self.heads, causal=self.causal, attention=self.attention, dtype=self.dtype,
+                                         name='MultiHeadDotProductAttention_0')(y)
+    y = ln('LayerNorm_1')(x)
+    return x + MlpBlock(self.mlp_dim, act=self.act, dtype=self.dtype, name='MlpBlock_0')(y), None
+
+
+class Encoder(nn.Module):
+  """A stack of blocks under nn.scan, and the final norm. Block parameters are stacked on a leading axis of `depth`."""
+  depth: int
+  heads: int
+  mlp_dim: int
+  causal: bool = False
+  act: str = 'gelu_tanh'
+  attention: str = 'einsum'
+  ln_eps: float = LN_EPS
+  remat: str = 'none'
+  unroll: int = 1
+  dtype: Any = jnp.float32
+
+  @nn.compact
+  def __call__(self, x):
+    if self.remat not in REMAT_POLICIES:
+      raise ValueError(f'remat: expected one of {sorted(REMAT_POLICIES)}, got {self.remat!r}')
+    block = EncoderBlock
+    if self.remat != 'none':
+      # Inside a scan the loop already keeps XLA from merging the recomputation with the first pass.
+      block = nn.remat(block, prevent_cse=False,
+                       policy=getattr(jax.checkpoint_policies, REMAT_POLICIES[self.remat]))
+    scanned = nn.scan(block, variable_axes={'params': 0}, split_rngs={'params': True}, length=self.depth,
+                      unroll=min(self.unroll, self.depth))
+    x, _ = scanned(heads=self.heads, mlp_dim=self.mlp_dim, causal=self.causal, act=self.act,
+                   attention=self.attention, ln_eps=self.ln_eps, dtype=self.dtype, name='encoderblock')(x, None)
+    return nn.LayerNorm(epsilon=self.ln_eps, dtype=self.dtype, name='encoder_norm')(x)
+
+
+def l2_normalize(x, *, eps: float = 1e-12):
+  """x / ‖x‖ over the last axis, in float32, with a finite gradient at 0."""
+  x = x.astype(jnp.float32)
+  return x * jax.lax.rsqrt(jnp.sum(x * x, -1, keepdims=True) + eps)
