@@ -1,0 +1,133 @@
+"""State, the training step and the evaluation step. Everything here is traced: no files, no flags, no clocks."""
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh
+
+from cloc_jax import losses, sharding, trees
+from cloc_jax.batch import Batch
+from cloc_jax.models.cloc import MAX_LOG_SCALE, Cloc
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class TrainState:
+  """All that changes during training. step: int32 scalar; ema: averaged parameters, or None."""
+  step: Any
+  params: Any
+  opt_state: Any
+  ema: Any
+
+
+def abstract_state(model: Cloc, tx: optax.GradientTransformation, batch: Batch, *, ema: bool) -> TrainState:
+  """The state's shapes, without computing anything. `batch` may be abstract."""
+  return jax.eval_shape(lambda key, b: _init(model, tx, key, b, ema), jax.random.key(0), batch)
+
+
+def _init(model, tx, key, batch, ema):
+  params = model.init(key, batch)['params']
+  return TrainState(step=jnp.zeros((), jnp.int32), params=params, opt_state=tx.init(params),
+                    ema=jax.tree.map(jnp.copy, params) if ema else None)
+
+
+def init_state(model: Cloc, tx: optax.GradientTransformation, batch: Batch, *, mesh: Mesh,
+               rules: Sequence[tuple[str, str]], seed: int, ema: bool = False) -> tuple[TrainState, Any]:
+  """Initialises the state directly where it will live. Returns (state, its shardings).
+
+  The same seed gives the same parameters on any mesh.
+  """
+  shapes = abstract_state(model, tx, batch, ema=ema)
+  shardings = state_sharding(shapes, mesh=mesh, rules=rules)
+  # Shapes alone matter to init; two images are enough and no real batch is kept alive.
+  example = jax.tree.map(lambda x: jnp.zeros((min(2, x.shape[0]), *x.shape[1:]), x.dtype), batch)
+  init = jax.jit(lambda key: _init(model, tx, key, example, ema), out_shardings=shardings)
+  return init(jax.random.key(seed)), shardings
+
+
+def state_sharding(shapes: TrainState, *, mesh: Mesh, rules: Sequence[tuple[str, str]]) -> TrainState:
+  """Shardings of a whole TrainState: the rules apply to parameters, and alike to their moments and averages."""
+  # Counters and other scalars of the optimizer match no parameter's rule; they are tiny.
+  anywhere = [(f'(.*/)?({pattern})', rule) for pattern, rule in rules] + [(r'.*', 'replicate')]
+  return TrainState(
+      step=sharding.replicated(mesh), params=sharding.tree_sharding(shapes.params, mesh, rules),
+      opt_state=sharding.tree_sharding(shapes.opt_state, mesh, anywhere),
+      ema=None if shapes.ema is None else sharding.tree_sharding(shapes.ema, mesh, rules))
+
+
+def _split(tree, parts: int):
+  """(B, …) → (parts, B / parts, …), strided so that every device keeps a share of every part."""
+  return jax.tree.map(lambda x: jnp.moveaxis(x.reshape(x.shape[0] // parts, parts, *x.shape[1:]), 1, 0), tree)
+
+
+def _join(x):
+  return jnp.moveaxis(x, 0, 1).reshape(x.shape[0] * x.shape[1], *x.shape[2:])
+
+
+def loss_and_grads(model: Cloc, params, batch: Batch, *, loss: Mapping[str, Any], micro_batches: int = 1):
+  """(loss, metrics, gradients) of the global batch, exactly, however many micro-batches it is computed in.
+
+  With several, the contrastive denominators still run over the whole batch (GradCache, Gao et al. 2021): embed all
+  micro-batches without keeping activations, differentiate the loss by the embeddings, then redo each micro-batch and
+  pull its share of those gradients back to the parameters. Costs one extra forward pass.
+
+  Raises:
+    ValueError: when the batch does not divide.
+  """
+  if batch.size % micro_batches:
+    raise ValueError(f'train.micro_batches: {micro_batches} does not divide the batch of {batch.size}')
+  forward = lambda p, b: model.apply({'params': p}, b)
+  if micro_batches == 1:
+    def objective(p):
+      return losses.total(forward(p, batch), batch, **loss)
+    (value, metrics), grads = jax.value_and_grad(objective, has_aux=True)(params)
+    return value, metrics, grads
+
+  parts = _split(batch, micro_batches)
+  cached = jax.lax.map(lambda b: forward(params, b), parts)
+  # Scalars (temperatures) come out once a part, all equal; everything else has a batch axis.
+  joined = jax.tree.map(lambda x: x[0] if x.ndim == 1 else _join(x), cached)
+  (value, metrics), d_outputs = jax.value_and_grad(
+      lambda o: losses.total(o, batch, **loss), has_aux=True)(joined)
+  d_parts = jax.tree.map(lambda x: jnp.broadcast_to(x / micro_batches, (micro_batches,)) if x.ndim == 0
+                         else _split(x, micro_batches), d_outputs)
+
+  def accumulate(total, part):
+    b, d = part
+    _, pull_back = jax.vjp(lambda p: forward(p, b), params)
+    return jax.tree.map(jnp.add, total, pull_back(d)[0]), None
+
+  grads, _ = jax.lax.scan(accumulate, jax.tree.map(jnp.zeros_like, params), (parts, d_parts))
+  return value, metrics, grads
+
+
+def train_step(state: TrainState, batch: Batch, *, model: Cloc, tx: optax.GradientTransformation,
+               rate: optax.Schedule, loss: Mapping[str, Any], micro_batches: int = 1, ema_decay: float = 0.0):
+  """One update. Returns (state, metrics of float32 scalars)."""
+  _, metrics, grads = loss_and_grads(model, state.params, batch, loss=loss, micro_batches=micro_batches)
+  updates, opt_state = tx.update(grads, state.opt_state, state.params)
+  params = optax.apply_updates(state.params, updates)
+  # SPEC §2: the similarity's scale stays at or under 100.
+  params = trees.map_with_path(
+      lambda path, x: jnp.minimum(x, MAX_LOG_SCALE) if path in ('t', 'region_t') else x, params)
+  ema = state.ema
+  if ema is not None:
+    ema = jax.tree.map(lambda old, new: ema_decay * old + (1 - ema_decay) * new, ema, params)
+  metrics |= {'grad_norm': trees.global_norm(grads), 'param_norm': trees.global_norm(params),
+              'learning_rate': jnp.asarray(rate(state.step), jnp.float32)}
+  return TrainState(state.step + 1, params, opt_state, ema), metrics
+
+
+def jit_train_step(*, mesh: Mesh, shardings: TrainState, **static) -> Callable[..., Any]:
+  """`train_step` compiled for a mesh: the state is donated, the batch arrives split, the metrics leave replicated."""
+  step = lambda state, batch: train_step(state, batch, **static)
+  return jax.jit(step, in_shardings=(shardings, sharding.batch_sharding(mesh)),
+                 out_shardings=(shardings, sharding.replicated(mesh)), donate_argnums=0)
+
+
+def eval_loss(params, batch: Batch, *, model: Cloc, loss: Mapping[str, Any]) -> dict[str, Any]:
+  """The metrics of the loss on a batch, without an update."""
+  return losses.total(model.apply({'params': params}, batch), batch, **loss)[1]
