@@ -1,0 +1,344 @@
+"""What a region-text record is, and how it lies on disk.
+
+On disk a data set is an ordinary TFDS folder of ArrayRecord files: `tfds.builder_from_directory(path)` reads it
+without this project, and `tfds.data_source` decodes its images. It is written here without TensorFlow: a record is a
+`tf.train.Example` message, built directly because TFDS's generic encoder is about twenty times slower.
+"""
+from collections.abc import Callable, Iterable
+import dataclasses
+import difflib
+import json
+import os
+import pathlib
+import re
+import shutil
+from typing import Any
+
+from array_record.python import array_record_module
+import numpy as np
+import tensorflow_datasets as tfds
+from tensorflow_datasets.proto import tf_example_pb2
+
+from cloc_jax import boxes as box_lib
+
+FORMAT = 1  # of the folder as a whole; raised when an older reader would misread it.
+VERSION = '1.0.0'  # the data set's own version, as TFDS asks for one.
+_META_KEY = 'cloc_jax'
+_META_FILE = 'metadata.json'  # TFDS's own file for a builder's metadata: a copy of the folder carries it.
+_INFO_FILE = 'dataset_info.json'
+_PROGRESS_EVERY = 256
+
+
+@dataclasses.dataclass(frozen=True)
+class Region:
+  """A phrase and the box it speaks of.
+
+  box: xyxy as fractions of the original image.
+  caption: the phrase.
+  category: class name, '' where there is none.
+  score: confidence of whatever found the box; 1 for people's labels.
+  source: where the phrase came from ('coco', 'caption', 'alt-text', …), '' where that is not known.
+  """
+  box: tuple[float, float, float, float]
+  caption: str
+  category: str = ''
+  score: float = 1.0
+  source: str = ''
+
+
+@dataclasses.dataclass(frozen=True)
+class Example:
+  """One image with its captions and regions, as stored.
+
+  image: the encoded file's bytes (JPEG, PNG, or whatever else OpenCV or Pillow decodes).
+  image_id: a name that is unique within its split.
+  height, width: of the decoded, upright image, pixels.
+  captions: of the whole image; training draws one at random.
+  regions: may be empty.
+  """
+  image: bytes
+  image_id: str
+  height: int
+  width: int
+  captions: tuple[str, ...]
+  regions: tuple[Region, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class DatasetMeta:
+  """What a data set says of itself.
+
+  name: letters, digits and underscores; part of the file names.
+  description: a few sentences for people.
+  categories: all class names, in the order that region recognition reports them.
+  unseen_categories: those of `categories` that the training split never shows.
+  extra: anything JSON can hold: counts, provenance, licence.
+  splits: split name → number of examples. Filled in when a data set is read; ignored when one is written.
+  """
+  name: str
+  description: str = ''
+  categories: tuple[str, ...] = ()
+  unseen_categories: tuple[str, ...] = ()
+  extra: dict[str, Any] = dataclasses.field(default_factory=dict)
+  splits: dict[str, int] = dataclasses.field(default_factory=dict)
+
+
+def features() -> tfds.features.FeaturesDict:
+  """The TFDS features of a data set; reading them needs no code of this project."""
+  f = tfds.features
+  return f.FeaturesDict({
+      'image': f.Image(shape=(None, None, 3), doc='encoded image file'),
+      'image_id': f.Text(),
+      'height': f.Scalar(np.int32),
+      'width': f.Scalar(np.int32),
+      'captions': f.Sequence(f.Text()),
+      'regions': f.Sequence({
+          'box': f.Tensor(shape=(4,), dtype=np.float32, doc='xyxy, fractions of the original image'),
+          'caption': f.Text(),
+          'category': f.Text(),
+          'score': f.Scalar(np.float32),
+          'source': f.Text(),
+      }),
+  })
+
+
+def encode(example: Example) -> bytes:
+  """An Example → the bytes of one record.
+
+  Raises:
+    ValueError, TypeError: naming the record and the field, if the example breaks the contract of its docstring.
+  """
+  check_example(example)
+  message = tf_example_pb2.Example()
+  feature = message.features.feature
+  feature['image'].bytes_list.value.append(example.image)
+  feature['image_id'].bytes_list.value.append(example.image_id.encode())
+  feature['height'].int64_list.value.append(example.height)
+  feature['width'].int64_list.value.append(example.width)
+  feature['captions'].bytes_list.value.extend(c.encode() for c in example.captions)
+  regions = example.regions
+  feature['regions/box'].float_list.value.extend(x for r in regions for x in r.box)
+  feature['regions/caption'].bytes_list.value.extend(r.caption.encode() for r in regions)
+  feature['regions/category'].bytes_list.value.extend(r.category.encode() for r in regions)
+  feature['regions/score'].float_list.value.extend(r.score for r in regions)
+  feature['regions/source'].bytes_list.value.extend(r.source.encode() for r in regions)
+  # Touching an empty list does not set it; TFDS's reader wants every feature present.
+  for name in ('captions', 'regions/caption', 'regions/category', 'regions/source'):
+    feature[name].bytes_list.SetInParent()
+  for name in ('regions/box', 'regions/score'):
+    feature[name].float_list.SetInParent()
+  return message.SerializeToString()
+
+
+def decode(record: bytes, *, where: str) -> Example:
+  """The bytes of one record → an Example; `where` names the record in errors.
+
+  Raises:
+    ValueError: if the record lacks a field or its region fields disagree in length.
+  """
+  feature = tf_example_pb2.Example.FromString(record).features.feature
+  missing = [name for name in ('image', 'image_id', 'height', 'width') if name not in feature]
+  if missing:
+    raise ValueError(f'{where}: the record has no {", ".join(map(repr, missing))}; it has {sorted(feature)}')
+  texts = {name: [v.decode() for v in feature[f'regions/{name}'].bytes_list.value]
+           for name in ('caption', 'category', 'source')}
+  boxes = feature['regions/box'].float_list.value
+  scores = feature['regions/score'].float_list.value
+  count = len(texts['caption'])
+  lengths = {'box': len(boxes) / 4, 'score': len(scores), **{name: len(values) for name, values in texts.items()}}
+  if any(length != count for length in lengths.values()):
+    raise ValueError(f'{where}: region fields of unequal length: {lengths}')
+  regions = tuple(
+      Region(box=tuple(boxes[4 * i:4 * i + 4]), caption=texts['caption'][i], category=texts['category'][i],
+             score=scores[i], source=texts['source'][i]) for i in range(count))
+  return Example(
+      image=feature['image'].bytes_list.value[0],
+      image_id=feature['image_id'].bytes_list.value[0].decode(),
+      height=feature['height'].int64_list.value[0],
+      width=feature['width'].int64_list.value[0],
+      captions=tuple(v.decode() for v in feature['captions'].bytes_list.value),
+      regions=regions)
+
+
+def check_example(example: Example) -> None:
+  """Raises ValueError or TypeError, naming the record and the field, if an example cannot be stored.
+
+  Boxes without area or reaching out of the image are stored as they are: readers count and drop or clip them.
+  """
+  where = f'record {example.image_id!r}'
+  if not isinstance(example.image, bytes):
+    raise TypeError(f'{where}: image must be encoded bytes, got {type(example.image).__name__}')
+  if not example.image:
+    raise ValueError(f'{where}: the image has no bytes')
+  if not isinstance(example.image_id, str) or not example.image_id:
+    raise TypeError(f'{where}: image_id must be a string that is not empty')
+  for name in ('height', 'width'):
+    value = getattr(example, name)
+    if not isinstance(value, (int, np.integer)) or value < 1:
+      raise ValueError(f'{where}: {name} must be a positive whole number of pixels, got {value!r}')
+  if isinstance(example.captions, str) or not all(isinstance(c, str) for c in example.captions):
+    raise TypeError(f'{where}: captions must be a tuple of strings, got {example.captions!r}')
+  for i, region in enumerate(example.regions):
+    if not isinstance(region, Region):
+      raise TypeError(f'{where}, region {i}: expected a Region, got {type(region).__name__}')
+    if len(region.box) != 4:
+      raise ValueError(f'{where}, region {i}: a box is four numbers (xyxy), got {region.box!r}')
+    for name in ('caption', 'category', 'source'):
+      if not isinstance(getattr(region, name), str):
+        raise TypeError(f'{where}, region {i}: {name} must be a string, got {getattr(region, name)!r}')
+  if example.regions:
+    box_lib.check_normalized(np.array([r.box for r in example.regions]), where=where)
+
+
+def write_dataset(out_dir: str | os.PathLike, *, meta: DatasetMeta, splits: dict[str, Iterable[Example]],
+                  overwrite: bool = False, num_shards: int | None = None, shard_bytes: int = 256 * 2**20,
+                  progress: Callable[[str, int], None] | None = None) -> dict[str, int]:
+  """Writes a data set; examples are streamed, their order is kept, and nothing but a complete folder appears.
+
+  Args:
+    out_dir: the folder to make. It appears by a rename once everything in it is written.
+    meta: see DatasetMeta.
+    splits: split name → its examples; read once each, in turn.
+    overwrite: replace `out_dir` where it holds a data set already.
+    num_shards: files a split, of equal length give or take one; needs splits with a length, such as lists. By default
+      a new file is begun whenever one reaches `shard_bytes`.
+    shard_bytes: see `num_shards`.
+    progress: called with (split, examples written) now and then, and at the end of each split.
+
+  Returns:
+    Split name → number of examples written.
+
+  Raises:
+    FileExistsError: if `out_dir` is in the way.
+    ValueError, TypeError: on a bad name, a split without examples, or an example that cannot be stored.
+  """
+  out = pathlib.Path(out_dir).expanduser().absolute()
+  _check_names(meta=meta, splits=splits)
+  _check_target(out, overwrite=overwrite)
+  out.parent.mkdir(parents=True, exist_ok=True)
+  scratch = out.parent / f'.{out.name}.{os.getpid()}.incomplete'
+  shutil.rmtree(scratch, ignore_errors=True)  # left by a killed process that had the same id
+  scratch.mkdir()
+  try:
+    infos = [
+        _write_split(scratch, name=meta.name, split=split, examples=examples, num_shards=num_shards,
+                     shard_bytes=shard_bytes, progress=progress) for split, examples in splits.items()]
+    _write_info(scratch, meta=meta, infos=infos)
+    _swap_in(scratch, out)
+  finally:
+    shutil.rmtree(scratch, ignore_errors=True)
+  return {info.name: info.num_examples for info in infos}
+
+
+def read_meta(path: str | os.PathLike) -> DatasetMeta:
+  """Reads what a data set says of itself; touches no record.
+
+  Raises:
+    FileNotFoundError: if `path` is not a data set, naming what is near it.
+    ValueError: if the folder was written by a newer, incompatible version.
+  """
+  root = check_dataset_dir(path)
+  info = json.loads((root / _INFO_FILE).read_text())
+  meta_path = root / _META_FILE
+  stored = json.loads(meta_path.read_text()).get(_META_KEY, {}) if meta_path.exists() else {}
+  if stored.get('format', FORMAT) > FORMAT:
+    raise ValueError(f'{root}: written in format {stored["format"]}, this version reads up to {FORMAT}; upgrade it')
+  splits = {s['name']: sum(map(int, s.get('shardLengths', ()))) for s in info.get('splits', ())}
+  return DatasetMeta(
+      name=info['name'], description=info.get('description', ''), categories=tuple(stored.get('categories', ())),
+      unseen_categories=tuple(stored.get('unseen_categories', ())), extra=stored.get('extra', {}), splits=splits)
+
+
+def check_dataset_dir(path: str | os.PathLike) -> pathlib.Path:
+  """Returns `path` if a data set lies there, else raises FileNotFoundError that names the nearest that does."""
+  root = pathlib.Path(path).expanduser()
+  if (root / _INFO_FILE).exists():
+    return root
+  if root.is_dir():
+    inside = sorted(str(p.parent) for p in root.glob(f'*/{_INFO_FILE}'))
+    hint = f'it holds these data sets: {", ".join(inside)}' if inside else 'was its writing interrupted?'
+    raise FileNotFoundError(f'{root} is a folder, but not a data set (no {_INFO_FILE} in it); {hint}')
+  if not root.parent.is_dir():
+    raise FileNotFoundError(f'no data set at {root}: not even the folder {root.parent} exists')
+  siblings = [p.name for p in root.parent.iterdir() if p.is_dir() and not p.name.startswith('.')]
+  near = difflib.get_close_matches(root.name, siblings, n=1, cutoff=0.3)
+  hint = f'did you mean {root.parent / near[0]}?' if near else f'{root.parent} holds {sorted(siblings) or "no folders"}'
+  raise FileNotFoundError(f'no data set at {root}; {hint}')
+
+
+def _check_names(*, meta, splits):
+  if not re.fullmatch(r'[A-Za-z]\w*', meta.name):
+    raise ValueError(f'data set name {meta.name!r}: use letters, digits and underscores, a letter first')
+  if not splits:
+    raise ValueError(f'data set {meta.name!r}: no splits given')
+  for split in splits:
+    # TFDS reads 'all' as the union of all splits.
+    if not re.fullmatch(r'[A-Za-z]\w*', split) or split == 'all':
+      raise ValueError(f"split name {split!r}: use letters, digits and underscores, a letter first, and not 'all'")
+
+
+def _check_target(out, *, overwrite):
+  if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+    return
+  if not (out / _INFO_FILE).exists():
+    raise FileExistsError(f'{out} exists and is not a data set; it will not be replaced: choose another folder')
+  if not overwrite:
+    raise FileExistsError(f'{out} holds a data set already; pass overwrite=True to replace it')
+
+
+def _write_split(root, *, name, split, examples, num_shards, shard_bytes, progress):
+  """Writes one split's shards into `root` and returns its tfds.core.SplitInfo."""
+  if num_shards is not None and not hasattr(examples, '__len__'):
+    raise ValueError(f'split {split!r}: num_shards needs examples with a length, got {type(examples).__name__}; '
+                     'leave num_shards out and shards are cut by size')
+  template = tfds.core.ShardedFileTemplate(
+      data_dir=root, dataset_name=name, split=split, filetype_suffix='array_record')
+  lengths, sizes, writer = [], [], None
+  written = 0
+  try:
+    for example in examples:
+      record = encode(example)
+      if num_shards:
+        full = written * num_shards // len(examples) != len(lengths) - 1
+      else:
+        full = not lengths or sizes[-1] + len(record) > shard_bytes
+      if full:
+        if writer is not None:
+          writer.close()
+        writer = array_record_module.ArrayRecordWriter(str(root / f'{split}.{len(lengths)}'), 'group_size:1')
+        lengths.append(0)
+        sizes.append(0)
+      writer.write(record)
+      lengths[-1] += 1
+      sizes[-1] += len(record)
+      written += 1
+      if progress and written % _PROGRESS_EVERY == 0:
+        progress(split, written)
+  finally:
+    if writer is not None:
+      writer.close()
+  if not written:
+    raise ValueError(f'split {split!r} of data set {name!r} has no examples: a data set without images is of no use')
+  if progress:
+    progress(split, written)
+  # The file names carry the number of shards, which a stream tells only at its end.
+  for index in range(len(lengths)):
+    (root / f'{split}.{index}').rename(template.sharded_filepath(shard_index=index, num_shards=len(lengths)))
+  return tfds.core.SplitInfo(name=split, shard_lengths=lengths, num_bytes=sum(sizes), filename_template=template)
+
+
+def _write_info(root, *, meta, infos):
+  extra = {'format': FORMAT, 'categories': list(meta.categories),
+           'unseen_categories': list(meta.unseen_categories), 'extra': meta.extra}
+  tfds.folder_dataset.write_metadata(
+      data_dir=root, features=features(), split_infos=infos, version=VERSION, check_data=False,
+      description=meta.description, disable_shuffling=True, metadata=tfds.core.MetadataDict({_META_KEY: extra}))
+
+
+def _swap_in(scratch, out):
+  """Puts `scratch` at `out`; the old folder is removed only after the new one has its place."""
+  retired = out.parent / f'.{out.name}.{os.getpid()}.old'
+  if out.exists():
+    out.rename(retired)
+  scratch.rename(out)
+  shutil.rmtree(retired, ignore_errors=True)

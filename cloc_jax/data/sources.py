@@ -1,0 +1,67 @@
+"""Reading a data set's records back, one at a time and in any order."""
+import difflib
+import os
+import re
+
+import tensorflow_datasets as tfds
+
+from cloc_jax.data import schema
+
+
+class RecordSource:
+  """Random access to one split of a data set: `source[i]` is a schema.Example.
+
+  Picklable: a worker process opens the files for itself.
+  """
+
+  def __init__(self, path: str | os.PathLike, *, split: str):
+    """Opens a split.
+
+    Args:
+      path: the data set's folder.
+      split: a split's name; TFDS's slices ('train[:100]', 'train[10%:]') and sums ('train+val') work too.
+
+    Raises:
+      FileNotFoundError: if there is no data set at `path`.
+      ValueError: if it has no such split, if the split is empty, or if its records are not region-text records.
+    """
+    self.path = os.fspath(schema.check_dataset_dir(path))
+    self.split = split
+    self._open()
+
+  def __len__(self) -> int:
+    return len(self._records)
+
+  def __getitem__(self, index) -> schema.Example:
+    return schema.decode(self._records[index], where=f'{self.path}, split {self.split!r}, record {int(index)}')
+
+  def __repr__(self) -> str:
+    return f'RecordSource({self.path!r}, split={self.split!r})'
+
+  def __getstate__(self):
+    return {'path': self.path, 'split': self.split}
+
+  def __setstate__(self, state):
+    self.__dict__.update(state)
+    self._open()
+
+  def _open(self):
+    builder = tfds.builder_from_directory(self.path)
+    _check_split(self.split, valid=list(builder.info.splits), path=self.path)
+    missing = sorted(set(schema.features()) - set(builder.info.features))
+    if missing:
+      raise ValueError(f'{self.path} is not a region-text data set: its records lack {missing}; '
+                       f'they hold {sorted(builder.info.features)}')
+    if not builder.info.splits[self.split].num_examples:
+      raise ValueError(f'{self.path}: split {self.split!r} is empty')
+    # Our own decoding: TFDS's costs more than a small image's pixels do.
+    self._records = builder.as_data_source(
+        self.split, deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES)
+
+
+def _check_split(split, *, valid, path):
+  for name in re.findall(r'(?:^|\+)\s*(\w*)', split):
+    if name not in valid and name != 'all':
+      near = difflib.get_close_matches(name, valid, n=1)
+      hint = f'; did you mean {near[0]!r}?' if near else ''
+      raise ValueError(f'{path} has no split {name!r}; it has {valid}{hint}')

@@ -1,0 +1,232 @@
+"""COCO files → records: a small made-up COCO where every count is known, and the real one where it is at hand."""
+import copy
+import json
+
+import numpy as np
+from painted_pictures import encode_png
+import PIL.Image
+import pytest
+
+from cloc_jax.data import import_coco
+from cloc_jax.data import pipeline
+from cloc_jax.data import schema
+from cloc_jax.data import sources
+
+CATEGORIES = [{'id': 7, 'name': 'Traffic Light'}, {'id': 2, 'name': 'dog'}]
+
+
+def annotation(image, box, *, category=2, **more):
+  return {'image_id': image, 'bbox': box, 'category_id': category, 'iscrowd': 0} | more
+
+
+def caption(image, text):
+  return {'image_id': image, 'caption': text}
+
+
+class Coco:
+  """A COCO folder to be written, with two images of 40×80 (height × width) pixels."""
+
+  def __init__(self, root):
+    self.root = root
+    self.instances = {
+        'images': [{'id': i, 'file_name': f'{i:03}.png', 'height': 40, 'width': 80} for i in (1, 2)],
+        'annotations': [], 'categories': copy.deepcopy(CATEGORIES), 'licenses': [{'name': 'CC BY', 'url': 'http://x'}]}
+    self.captions = {'annotations': []}
+
+  def source(self, split='train', *, images=(1, 2)):
+    """Writes the files and returns the CocoSource."""
+    folder = self.root / split
+    folder.mkdir()
+    for i in images:
+      (folder / f'{i:03}.png').write_bytes(encode_png(np.full((40, 80, 3), i, np.uint8)))
+    for kind in ('instances', 'captions'):
+      (self.root / f'{kind}_{split}.json').write_text(json.dumps(getattr(self, kind)))
+    return import_coco.CocoSource(
+        split=split, images=folder, instances=self.root / f'instances_{split}.json',
+        captions=self.root / f'captions_{split}.json')
+
+
+@pytest.fixture(name='coco')
+def coco_fixture(tmp_path):
+  return Coco(tmp_path)
+
+
+def records(path, split='train'):
+  source = sources.RecordSource(path, split=split)
+  return [source[i] for i in range(len(source))]
+
+
+def test_boxes_names_and_captions(coco):
+  coco.instances['annotations'] = [annotation(2, [8, 10, 16, 20], category=7), annotation(2, [0, 0, 80, 40])]
+  coco.captions['annotations'] = [caption(2, ' Two dogs. '), caption(2, 'Dogs, two.'), caption(1, 'Nothing at all.')]
+  out = coco.root / 'out'
+  report = import_coco.import_coco([coco.source()], out=out)['train']
+  first, second = records(out)
+  assert (first.image_id, first.regions, first.captions) == ('1', (), ('Nothing at all.',))
+  assert second.captions == ('Two dogs.', 'Dogs, two.') and (second.height, second.width) == (40, 80)
+  assert [(r.caption, r.category, r.source, r.score) for r in second.regions] == [
+      ('traffic light', 'traffic light', 'coco', 1.0), ('dog', 'dog', 'coco', 1.0)]
+  np.testing.assert_allclose([r.box for r in second.regions], [[0.1, 0.25, 0.3, 0.75], [0, 0, 1, 1]], rtol=1e-6)
+  assert second.image == (coco.root / 'train' / '002.png').read_bytes()
+  assert (report.images, report.regions, report.captions, report.images_without_regions) == (2, 2, 3, 1)
+
+
+def test_every_annotation_is_counted_once(coco):
+  coco.instances['annotations'] = [
+      annotation(1, [1, 1, 5, 5]), annotation(1, [60, 30, 30, 30]), annotation(1, [1, 1, 5, 5], iscrowd=1),
+      annotation(1, [1, 1, 0, 5]), annotation(1, [9, 9, -4, 5]), annotation(1, [90, 1, 5, 5]),
+      annotation(99, [1, 1, 5, 5]), annotation(2, [1, 1, 5, 5])]
+  coco.captions['annotations'] = [caption(1, 'one'), caption(1, '  '), caption(99, 'of nothing'), caption(2, 'lost')]
+  out = coco.root / 'out'
+  source = coco.source(images=[1])
+  reports = import_coco.import_coco([source], out=out, allow_missing=True)
+  counts = reports['train'].counts()
+  assert counts == {
+      'images': 1, 'regions': 2, 'captions': 1, 'crowd': 1, 'inverted': 1, 'empty': 2, 'clipped': 1,
+      'blank_captions': 1, 'orphans': 2, 'lost_with_image': 2, 'images_without_regions': 0,
+      'images_without_captions': 0, 'missing': 1, 'unreadable': 0}
+  boxes_and_captions = sum(counts[name] for name in (
+      'regions', 'captions', 'crowd', 'inverted', 'empty', 'blank_captions', 'orphans', 'lost_with_image'))
+  assert boxes_and_captions == len(coco.instances['annotations']) + len(coco.captions['annotations'])
+  meta = schema.read_meta(out)
+  assert meta.extra['counts']['train'] == counts and meta.extra['licenses'] == {'CC BY': 'http://x'}
+  assert meta.categories == ('dog', 'traffic light')  # by their numbers
+  np.testing.assert_allclose(records(out)[0].regions[1].box, [0.75, 0.75, 1, 1])
+  table = import_coco.format_report(reports)
+  assert 'blank captions' in table and 'unreadable' not in table
+
+
+def test_several_splits(coco, tmp_path_factory):
+  coco.captions['annotations'] = [caption(1, 'one')]
+  other = Coco(tmp_path_factory.mktemp('other'))
+  out = coco.root / 'out'
+  reports = import_coco.import_coco([coco.source(), other.source('val')], out=out)
+  assert schema.read_meta(out).splits == {'train': 2, 'val': 2}
+  assert reports['train'].images_without_captions == 1 and reports['val'].images_without_captions == 2
+  with pytest.raises(FileExistsError):
+    import_coco.import_coco([coco.source('again')], out=out)
+  import_coco.import_coco([coco.source('more')], out=out, overwrite=True)
+  assert schema.read_meta(out).splits == {'more': 2}
+  twice = coco.source('twice')
+  with pytest.raises(ValueError, match='two sources for the same split'):
+    import_coco.import_coco([twice, twice], out=out, overwrite=True)
+
+
+def test_without_captions(coco):
+  source = coco.source()
+  report = import_coco.import_coco(
+      [import_coco.CocoSource(split='train', images=source.images, instances=source.instances)],
+      out=coco.root / 'out')['train']
+  assert report.images == report.images_without_captions == 2
+
+
+def test_missing_images_are_named_and_counted(coco):
+  coco.instances['images'] = [
+      {'id': i, 'file_name': f'{i:03}.png', 'height': 40, 'width': 80} for i in range(1, 14)]
+  source = coco.source(images=[5])
+  with pytest.raises(FileNotFoundError) as error:
+    import_coco.import_coco([source], out=coco.root / 'out')
+  text = str(error.value)
+  assert '12 of the annotated images do not exist' in text and 'and 2 more' in text
+  assert '001.png' in text and '005.png' not in text and '011.png' in text and '012.png' not in text
+  assert not (coco.root / 'out').exists()
+
+
+def test_images_of_another_size_are_named(coco):
+  source = coco.source()
+  (coco.root / 'train' / '001.png').write_bytes(encode_png(np.zeros((80, 40, 3), np.uint8)))
+  (coco.root / 'train' / '002.png').write_bytes(b'<html>')
+  message = r'(?s)2 of the annotated.*001.png \(annotated as 40×80, but is 80×40\)'
+  with pytest.raises(ValueError, match=message) as error:
+    import_coco.import_coco([source], out=coco.root / 'out')
+  assert '002.png' in str(error.value)
+
+
+def test_the_upright_size_is_what_counts(coco):
+  source = coco.source()
+  exif = PIL.Image.Exif()
+  exif[0x0112] = 6
+  PIL.Image.new('RGB', (40, 80)).save(coco.root / 'train' / '001.png', exif=exif)
+  assert import_coco.import_coco([source], out=coco.root / 'out')['train'].images == 2
+  batch = next(iter(pipeline.eval_batches(coco.root / 'out', split='train', batch_size=2, image_size=16)))
+  assert (batch.examples[0].geometry.height, batch.examples[0].geometry.width) == (40, 80)
+
+
+@pytest.mark.parametrize('path, message', [
+    (('categories',), r"instances_train.json: no key 'categories'; found \['annotations', 'images', 'licenses'\]"),
+    (('images', 1, 'file_name'), r"instances_train.json: images\[1\]: no key 'file_name'; found \['height', 'id'"),
+    (('annotations', 0, 'bbox'), r"instances_train.json: annotations\[0\]: no key 'bbox'"),
+    (('annotations', 0, 'category_id'), r"annotations\[0\]: no key 'category_id'"),
+    (('categories', 1, 'name'), r"categories\[1\]: no key 'name'")])
+def test_a_missing_key_is_named_with_its_file_and_place(coco, path, message):
+  coco.instances['annotations'] = [annotation(1, [1, 1, 5, 5])]
+  item = coco.instances
+  for step in path[:-1]:
+    item = item[step]
+  del item[path[-1]]
+  with pytest.raises(ValueError, match=message):
+    import_coco.import_coco([coco.source()], out=coco.root / 'out')
+
+
+def test_a_missing_key_of_the_captions_is_named(coco):
+  coco.captions['annotations'] = [{'image_id': 1, 'text': 'one'}]
+  with pytest.raises(ValueError, match=r"captions_train.json: annotations\[0\]: no key 'caption'; found \['image_id'"):
+    import_coco.import_coco([coco.source()], out=coco.root / 'out')
+
+
+@pytest.mark.parametrize('bad, message', [
+    (annotation(1, [1, 2, 3]), r"annotations\[0\]: 'bbox' must be four numbers.*\[1, 2, 3\]"),
+    (annotation(1, 'abcd'), 'must be four numbers'), (annotation(1, [1, 1, 5, float('nan')]), 'must be four numbers'),
+    (annotation(1, [1, 1, 5, 5], category=3), r'category_id 3 is not among the categories \[2, 7\]')])
+def test_bad_annotations_are_named(coco, bad, message):
+  coco.instances['annotations'] = [bad]
+  with pytest.raises(ValueError, match=message):
+    import_coco.import_coco([coco.source()], out=coco.root / 'out')
+
+
+def test_wrong_files(coco):
+  source = coco.source()
+  def run(**changes):
+    return import_coco.import_coco(
+        [import_coco.CocoSource(**(vars(source) | changes))], out=coco.root / 'out')
+  with pytest.raises(FileNotFoundError, match=r'no such file: .*did you mean .*instances_train.json'):
+    run(instances=coco.root / 'instance_train.json')
+  with pytest.raises(FileNotFoundError, match="split 'train': no such folder of images"):
+    run(images=coco.root / 'trian')
+  with pytest.raises(ValueError, match="captions_train.json: no key 'images'"):
+    run(instances=source.captions)
+  (coco.root / 'broken.json').write_text('{"images": [')
+  with pytest.raises(ValueError, match='broken.json is not a JSON file'):
+    run(instances=coco.root / 'broken.json')
+  (coco.root / 'list.json').write_text('[]')
+  with pytest.raises(ValueError, match='list.json: expected an object'):
+    run(instances=coco.root / 'list.json')
+
+
+def test_sources_must_agree_on_categories(coco, tmp_path_factory):
+  other = Coco(tmp_path_factory.mktemp('other'))
+  other.instances['categories'] = [{'id': 2, 'name': 'cat'}]
+  with pytest.raises(ValueError, match="category 2 is 'cat' here but 'dog' in another source"):
+    import_coco.import_coco([coco.source(), other.source('val')], out=coco.root / 'out')
+
+
+def test_real_photos(coco_mini, tmp_path):
+  given = [import_coco.CocoSource(
+      split=split, images=coco_mini / f'{split}2017',
+      instances=coco_mini / 'annotations' / f'instances_{split}2017.json',
+      captions=coco_mini / 'annotations' / f'captions_{split}2017.json') for split in ('train', 'val')]
+  reports = import_coco.import_coco(given, out=tmp_path / 'coco')
+  for source in given:
+    listed = json.loads(source.instances.read_text())['annotations']
+    report = reports[source.split]
+    assert report.crowd == sum(a['iscrowd'] for a in listed)
+    assert report.regions + report.crowd + report.empty + report.inverted == len(listed)
+    # The widest region, by a loop over the file: back in pixels, it is COCO's own box.
+    plain = max((a for a in listed if not a['iscrowd']), key=lambda a: a['bbox'][2])
+    record = next(r for r in records(tmp_path / 'coco', source.split) if r.image_id == str(plain['image_id']))
+    x, y, w, h = plain['bbox']
+    pixels = [np.array(r.box) * [record.width, record.height, record.width, record.height] for r in record.regions]
+    assert min(np.abs(p - [x, y, x + w, y + h]).max() for p in pixels) < 0.01
+  batches = list(pipeline.eval_batches(tmp_path / 'coco', split='val', batch_size=16, image_size=64))
+  assert sum(len(b.examples) for b in batches) == reports['val'].images == 79
+  assert all((e.boxes >= 0).all() and (e.boxes <= 1).all() for b in batches for e in b.examples)
