@@ -1,0 +1,72 @@
+"""Zero-shot classification of whole images from class names."""
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from cloc_jax.evaluators import ranking
+
+# The plainest template; ImageNet's published figures use eighty.
+DEFAULT_TEMPLATES = ('a photo of a {}.',)
+
+
+class ZeroShot:
+  """Protocol zeroshot@1: a class is the mean of its name's embeddings in all templates; the most similar class wins.
+
+  Each embedding is L2-normalised before the mean, and the mean after it (Radford et al. 2021, §3.1.4). Yields, as
+  fractions of the images: top1, top5; and images, classes. Ties count as wrong.
+
+  Do not compare figures with other templates or other class names (the curated ImageNet names are worth several
+  points), or with region recognition, which uses no templates. With five classes or fewer, top5 is 1 by construction.
+
+  Args:
+    class_names: C names, in the order of the labels.
+    encode_text: as EncoderFns.encode_text; called with `region=False`, one class's templates beside the next.
+    templates: format strings with one `{}` each.
+    prefix: goes before each yielded name.
+  """
+  protocol = 'zeroshot@1'
+
+  def __init__(self, *, class_names: Sequence[str], encode_text: Callable,
+               templates: Sequence[str] = DEFAULT_TEMPLATES, prefix: str = ''):
+    if not class_names or not templates:
+      raise ValueError(f'expected class names and templates, got {len(class_names)} and {len(templates)}')
+    for template in templates:
+      if template.count('{}') != 1:
+        raise ValueError(f'templates: expected one {{}} in each, got {template!r}')
+    self._class_names = tuple(class_names)
+    self._encode_text = encode_text
+    self._templates = tuple(templates)
+    self._prefix = prefix
+
+  def classifier(self) -> np.ndarray:
+    """(C, E) float32, L2-normalised: the zero-shot classifier."""
+    texts = [t.replace('{}', name) for name in self._class_names for t in self._templates]
+    z = np.asarray(self._encode_text(texts, region=False), np.float32)
+    z = z.reshape(len(self._class_names), len(self._templates), -1)
+    z = (z / np.linalg.norm(z, axis=-1, keepdims=True)).mean(1)
+    return z / np.linalg.norm(z, axis=-1, keepdims=True)
+
+  def run(self, *, z_image, labels):
+    """Yields (name, value).
+
+    Args:
+      z_image: (n, E) L2-normalised image embeddings.
+      labels: (n,) int, indices into `class_names`.
+
+    Raises:
+      NothingToMeasure: without images.
+      ValueError: if there is not one label an image, or a label is no class.
+    """
+    z_image, labels = np.asarray(z_image, np.float32), np.asarray(labels)
+    if labels.shape != (len(z_image),):
+      raise ValueError(f'labels: expected one an image ({len(z_image)}), got shape {labels.shape}')
+    if not len(labels):
+      raise ranking.NothingToMeasure('no image has a label')
+    if not np.issubdtype(labels.dtype, np.integer) or labels.min() < 0 or labels.max() >= len(self._class_names):
+      raise ValueError(f'labels: expected integers from 0 to {len(self._class_names) - 1}, got {labels.dtype} from '
+                       f'{labels.min()} to {labels.max()}')
+    rank = ranking.ranks(z_image, z_pool=self.classifier(), query=np.arange(len(labels)), item=labels)
+    yield self._prefix + 'top1', float((rank < 1).mean())
+    yield self._prefix + 'top5', float((rank < 5).mean())
+    yield self._prefix + 'images', len(labels)
+    yield self._prefix + 'classes', len(self._class_names)
