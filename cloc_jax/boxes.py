@@ -24,16 +24,19 @@ def to_xywh(boxes):
   return xp.concatenate([boxes[..., :2], boxes[..., 2:] - boxes[..., :2]], -1)
 
 
+def _extent(boxes, height, width):
+  extent = _xp(boxes).asarray([width, height, width, height], dtype=boxes.dtype)
+  return extent.reshape((1,) * (boxes.ndim - 1) + (4,))
+
+
 def normalize(boxes, *, height, width):
   """Pixels → fractions of an image of `height` × `width` pixels."""
-  xp = _xp(boxes)
-  return boxes / xp.asarray([width, height, width, height], dtype=boxes.dtype)
+  return boxes / _extent(boxes, height, width)
 
 
 def denormalize(boxes, *, height, width):
   """Fractions of an image of `height` × `width` pixels → pixels."""
-  xp = _xp(boxes)
-  return boxes * xp.asarray([width, height, width, height], dtype=boxes.dtype)
+  return boxes * _extent(boxes, height, width)
 
 
 def clip(boxes):

@@ -128,6 +128,6 @@ def jit_train_step(*, mesh: Mesh, shardings: TrainState, **static) -> Callable[.
                  out_shardings=(shardings, sharding.replicated(mesh)), donate_argnums=0)
 
 
-def eval_loss(params, batch: Batch, *, model: Cloc, loss: Mapping[str, Any]) -> dict[str, Any]:
+def eval_step(params, batch: Batch, *, model: Cloc, loss: Mapping[str, Any]) -> dict[str, Any]:
   """The metrics of the loss on a batch, without an update."""
   return losses.total(model.apply({'params': params}, batch), batch, **loss)[1]

@@ -98,7 +98,9 @@ class Cloc(nn.Module):
     """
     if self.region_encoder != 'prompter':
       raise ValueError(f'ground: text prompts need the Prompter, this model has {self.region_encoder!r}')
-    return self.box_head(self.prompt(image.state, self.prompt.text_tokens(z_text_bme)))
+    z = layers.l2_normalize(self.prompt(image.state, self.prompt.text_tokens(z_text_bme)))
+    # The head sees the embedding as similarities do, without its length, at unit variance.
+    return self.box_head(z * math.sqrt(self.embed_dim))
 
   def __call__(self, batch: Batch) -> Outputs:
     """Everything the losses need of one batch."""

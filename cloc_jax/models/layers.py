@@ -40,8 +40,7 @@ class HeadProjection(nn.Module):
   @nn.compact
   def __call__(self, x_bnd):
     d = x_bnd.shape[-1]
-    kernel = self.param('kernel', nn.initializers.xavier_uniform(in_axis=0, out_axis=(1, 2)),
-                        (d, self.heads, d // self.heads))
+    kernel = self.param('kernel', nn.initializers.normal(d**-0.5), (d, self.heads, d // self.heads))
     bias = self.param('bias', nn.initializers.zeros, (self.heads, d // self.heads))
     x_bhnd = jnp.einsum('bnd,dhk->bhnk', x_bnd.astype(self.dtype), kernel.astype(self.dtype))
     return x_bhnd + bias.astype(self.dtype)[None, :, None, :]
@@ -49,12 +48,13 @@ class HeadProjection(nn.Module):
 
 class OutProjection(nn.Module):
   """The inverse of HeadProjection: (B, heads, N, head_dim) → (B, N, D)."""
+  init_scale: float = 1.0
   dtype: Any = jnp.float32
 
   @nn.compact
   def __call__(self, x_bhnk):
     _, h, _, k = x_bhnk.shape
-    kernel = self.param('kernel', nn.initializers.xavier_uniform(in_axis=(0, 1), out_axis=2), (h, k, h * k))
+    kernel = self.param('kernel', nn.initializers.normal(self.init_scale * (h * k)**-0.5), (h, k, h * k))
     bias = self.param('bias', nn.initializers.zeros, (h * k,))
     return jnp.einsum('bhnk,hkd->bnd', x_bhnk.astype(self.dtype), kernel.astype(self.dtype)) + bias.astype(self.dtype)[None, None]
 
@@ -81,6 +81,7 @@ class MultiHeadDotProductAttention(nn.Module):
   heads: int
   causal: bool = False
   attention: str = 'einsum'
+  out_scale: float = 1.0
   dtype: Any = jnp.float32
 
   @nn.compact
@@ -89,42 +90,49 @@ class MultiHeadDotProductAttention(nn.Module):
     q, k, v = (HeadProjection(self.heads, dtype=self.dtype, name=n)(x)
                for n, x in (('query', x_q), ('key', x_kv), ('value', x_kv)))
     y = attend(q, k, v, causal=self.causal, implementation=self.attention)
-    return OutProjection(dtype=self.dtype, name='out')(y)
+    return OutProjection(self.out_scale, dtype=self.dtype, name='out')(y)
 
 
 class MlpBlock(nn.Module):
   """Dense, activation, dense; width kept."""
   mlp_dim: int
   act: str = 'gelu_tanh'
+  out_scale: float = 1.0
   dtype: Any = jnp.float32
 
   @nn.compact
   def __call__(self, x):
     d = x.shape[-1]
-    dense = lambda width, name: nn.Dense(width, dtype=self.dtype, kernel_init=nn.initializers.xavier_uniform(),
-                                         bias_init=nn.initializers.normal(1e-6), name=name)
-    x = dense(self.mlp_dim, 'Dense_0')(x)
-    return dense(d, 'Dense_1')(activation(self.act)(x))
+    dense = lambda width, std, name: nn.Dense(width, dtype=self.dtype, kernel_init=nn.initializers.normal(std),
+                                              name=name)
+    x = dense(self.mlp_dim, (2 * d)**-0.5, 'Dense_0')(x)
+    return dense(d, self.out_scale * d**-0.5, 'Dense_1')(activation(self.act)(x))
 
 
 class EncoderBlock(nn.Module):
-  """Pre-norm transformer block. Returns (x, None): the form nn.scan wants."""
+  """Pre-norm transformer block. Returns (x, None): the form nn.scan wants.
+
+  out_scale: of the initial kernels that write to the residual stream.
+  """
   heads: int
   mlp_dim: int
   causal: bool = False
   act: str = 'gelu_tanh'
   attention: str = 'einsum'
   ln_eps: float = LN_EPS
+  out_scale: float = 1.0
   dtype: Any = jnp.float32
 
   @nn.compact
   def __call__(self, x, _=None):
     ln = lambda name: nn.LayerNorm(epsilon=self.ln_eps, dtype=self.dtype, name=name)
     y = ln('LayerNorm_0')(x)
-    x = x + MultiHeadDotProductAttention(self.heads, causal=self.causal, attention=self.attention, dtype=self.dtype,
-                                         name='MultiHeadDotProductAttention_0')(y)
+    x = x + MultiHeadDotProductAttention(
+        self.heads, causal=self.causal, attention=self.attention, out_scale=self.out_scale, dtype=self.dtype,
+        name='MultiHeadDotProductAttention_0')(y)
     y = ln('LayerNorm_1')(x)
-    return x + MlpBlock(self.mlp_dim, act=self.act, dtype=self.dtype, name='MlpBlock_0')(y), None
+    return x + MlpBlock(self.mlp_dim, act=self.act, out_scale=self.out_scale, dtype=self.dtype,
+                        name='MlpBlock_0')(y), None
 
 
 class Encoder(nn.Module):
@@ -151,8 +159,11 @@ class Encoder(nn.Module):
                        policy=getattr(jax.checkpoint_policies, REMAT_POLICIES[self.remat]))
     scanned = nn.scan(block, variable_axes={'params': 0}, split_rngs={'params': True}, length=self.depth,
                       unroll=min(self.unroll, self.depth))
-    x, _ = scanned(heads=self.heads, mlp_dim=self.mlp_dim, causal=self.causal, act=self.act,
-                   attention=self.attention, ln_eps=self.ln_eps, dtype=self.dtype, name='encoderblock')(x, None)
+    # OpenAI CLIP's initialisation: what a block adds shrinks with depth, so that at the start every token still says
+    # what and where its patch is.
+    x, _ = scanned(heads=self.heads, mlp_dim=self.mlp_dim, causal=self.causal, act=self.act, attention=self.attention,
+                   ln_eps=self.ln_eps, out_scale=(2 * self.depth)**-0.5, dtype=self.dtype,
+                   name='encoderblock')(x, None)
     return nn.LayerNorm(epsilon=self.ln_eps, dtype=self.dtype, name='encoder_norm')(x)
 
 

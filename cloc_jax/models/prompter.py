@@ -22,6 +22,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from cloc_jax.models import layers, posemb
 
@@ -59,12 +60,73 @@ class _Kernel(nn.Module):
   """A dense layer's parameters by name, for code that needs the matrix itself."""
   shape: tuple[int, ...]
   bias_shape: tuple[int, ...]
-  bias_scale: float = 0.0
+  kernel_init: Any = nn.initializers.xavier_uniform()
 
   @nn.compact
   def __call__(self):
-    kernel = self.param('kernel', nn.initializers.xavier_uniform(), self.shape)
-    return kernel, self.param('bias', nn.initializers.normal(self.bias_scale), self.bias_shape)
+    kernel = self.param('kernel', self.kernel_init, self.shape)
+    return kernel, self.param('bias', nn.initializers.zeros, self.bias_shape)
+
+
+# How the Prompter starts (open in the paper). Left to random numbers, finding out *where* a prompt points takes several
+# times longer than learning *what* is there, so the first attention is given: a prompt reads the patches it covers.
+#   1. Queries and keys are multiples of the identity, so that attention compares position codes as they are.
+#   2. A prompt's code is the sum of both corners' codes, its longer waves alone (and queries read no others): two waves
+#      of a period over twice their distance add up to one that peaks half-way, at the box's centre.
+#   3. A constant in the remaining channels, which queries do not read, outweighs the code. A token compared with
+#      itself would otherwise win every softmax, and a prompt would read nothing but itself.
+#   4. Prompts are small: norms make attention blind to that, and on the residual path they do not drown what is read.
+#   5. Values pass as they are and come out negated, and the MLP starts small. An image token reads itself, so its output
+#      is what it was minus what it read, about nothing: the global average then starts as the prompt tokens' outputs
+#      too, instead of as a mean of the whole image in which two tokens of many hundreds are lost.
+_LONG_WAVES = 0.6       # share of the frequencies
+_QUERY_GAIN = 6.0
+_CODE_SCALE = 0.01
+_CONSTANT_SCALE = 0.04
+_MLP_SCALE = 0.1
+
+
+def _long_waves(width: int) -> np.ndarray:
+  """(D,) bool: the channels of the longer periods in the code's four parts."""
+  quarter = np.arange(width // 4) < round(_LONG_WAVES * (width // 4))
+  return np.tile(quarter, 4)
+
+
+def _query_init(key, shape, dtype=jnp.float32):
+  del key
+  return _QUERY_GAIN * jnp.diag(jnp.asarray(_long_waves(shape[0]), dtype)).reshape(shape)
+
+
+def _identity_init(gain):
+  def init(key, shape, dtype=jnp.float32):
+    del key
+    return gain * jnp.eye(math.isqrt(math.prod(shape)), dtype=dtype).reshape(shape)
+  return init
+
+
+def _constant_init(key, shape, dtype=jnp.float32):
+  """Random signs in the channels that queries do not read; (…, D)."""
+  signs = jax.random.rademacher(key, shape, dtype)
+  return _CONSTANT_SCALE * signs * jnp.asarray(~_long_waves(shape[-1]), dtype).reshape((1,) * (len(shape) - 1) + (-1,))
+
+
+def _corners_init(key, shape, dtype=jnp.float32):
+  """(2, D, D): the same from the own and from the other corner."""
+  del key
+  kernel = _CODE_SCALE * jnp.diag(jnp.asarray(_long_waves(shape[-1]), dtype))
+  return jnp.stack([kernel, kernel])
+
+
+class _BoxEmbed(nn.Module):
+  """One linear layer from the codes of both corners to two tokens: each sees its own corner and the other's."""
+  width: int
+
+  @nn.compact
+  def __call__(self, codes_bmpd):
+    kernel = self.param('kernel', _corners_init, (2, self.width, self.width))
+    bias = self.param('bias', _constant_init, (2, self.width))
+    both = jnp.stack([codes_bmpd, codes_bmpd[:, :, ::-1]], 3)  # the own corner's code, then the other's
+    return jnp.einsum('bmpcd,cde->bmpe', both, kernel) + bias[None, None]
 
 
 class _Norm(nn.Module):
@@ -85,9 +147,10 @@ class _Attention(nn.Module):
     d = self.width
     out = {}
     for name in ('query', 'key', 'value'):
-      kernel, bias = _Kernel((d, 1, d), (1, d), name=name)()
+      init = _query_init if name == 'query' else _identity_init(1.0)
+      kernel, bias = _Kernel((d, 1, d), (1, d), kernel_init=init, name=name)()
       out[name] = (kernel.reshape(d, d), bias.reshape(d))
-    kernel, bias = _Kernel((1, d, d), (d,), name='out')()
+    kernel, bias = _Kernel((1, d, d), (d,), kernel_init=_identity_init(-1.0), name='out')()
     out['out'] = (kernel.reshape(d, d), bias)
     return out
 
@@ -98,8 +161,10 @@ class _Mlp(nn.Module):
 
   @nn.compact
   def __call__(self):
-    return (_Kernel((self.width, self.mlp_dim), (self.mlp_dim,), 1e-6, name='Dense_0')(),
-            _Kernel((self.mlp_dim, self.width), (self.width,), 1e-6, name='Dense_1')())
+    narrow, wide = self.width, self.mlp_dim
+    out_init = nn.initializers.normal(_MLP_SCALE * narrow**-0.5)
+    return (_Kernel((narrow, wide), (wide,), name='Dense_0')(),
+            _Kernel((wide, narrow), (narrow,), kernel_init=out_init, name='Dense_1')())
 
 
 @jax.tree_util.register_dataclass
@@ -271,10 +336,9 @@ class Prompter(nn.Module):
   def setup(self):
     if self.pool not in POOLS:
       raise ValueError(f'prompter pool: expected one of {POOLS}, got {self.pool!r}')
-    self.box_embed = nn.Dense(self.width, dtype=jnp.float32, name='box_embed')
-    # Both corners share one linear layer; what tells them apart is learned, as the coordinates alone do not.
-    self.corner_embedding = self.param('corner_embedding', nn.initializers.normal(0.02), (2, self.width))
-    self.text_embed = nn.Dense(self.width, dtype=jnp.float32, name='text_embed')
+    self.box_embed = _BoxEmbed(self.width, name='box_embed')
+    self.text_embed = nn.Dense(self.width, dtype=jnp.float32, name='text_embed', bias_init=_constant_init,
+                               kernel_init=nn.initializers.normal(_CODE_SCALE * self.out_dim**-0.5))
     self.norm_0 = _Norm(self.width, name='LayerNorm_0')
     self.attention = _Attention(self.width, name='MultiHeadDotProductAttention_0')
     self.norm_1 = _Norm(self.width, name='LayerNorm_1')
@@ -292,7 +356,7 @@ class Prompter(nn.Module):
   def box_tokens(self, boxes_bm4, *, grid: int):
     """(B, M, 4) xyxy on the canvas → (B, M, 2, D): one token for each of the two corners."""
     corners = boxes_bm4.astype(jnp.float32).reshape(*boxes_bm4.shape[:2], 2, 2)
-    return self.box_embed(posemb.sincos2d(corners, dim=self.width, grid=grid)) + self.corner_embedding[None, None]
+    return self.box_embed(posemb.sincos2d(corners, dim=self.width, grid=grid))
 
   def text_tokens(self, z_text_bme):
     """(B, M, E) normalised text embeddings → (B, M, 1, D)."""

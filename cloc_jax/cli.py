@@ -1,0 +1,252 @@
+"""`cloc`: the verbs a user types. Each imports what it needs when it runs, so that --help is quick."""
+import argparse
+import json
+import logging
+import os
+import pathlib
+import sys
+
+# Errors that the user can mend: shown as one line, without a traceback (--debug shows it).
+_USER_ERRORS = (ValueError, TypeError, KeyError, FileNotFoundError, FileExistsError, PermissionError)
+
+
+def main(argv=None) -> int:
+  """Runs a verb; returns the exit status."""
+  argv = list(sys.argv[1:] if argv is None else argv)
+  from cloc_jax import config as config_lib
+  assignments, others = config_lib.split_overrides(argv)
+  args = _parser().parse_args(others)
+  if assignments and args.verb != 'train':
+    _parser().error('--config.KEY=VALUE belongs to `cloc train`')
+  args.assignments = assignments
+  logging.basicConfig(level=logging.DEBUG if args.debug else logging.WARNING, format='%(levelname)s %(message)s')
+  # Orbax reports every save at a level that drowns what a person wants to read.
+  logging.getLogger('absl').setLevel(logging.DEBUG if args.debug else logging.ERROR)
+  try:
+    return args.run(args) or 0
+  except Exception as error:
+    if args.debug or not _is_for_user(error):
+      raise
+    message = error.args[0] if isinstance(error, KeyError) and error.args else error
+    print(f'cloc {args.verb}: {message}', file=sys.stderr)
+    return 2
+
+
+def _is_for_user(error) -> bool:
+  from cloc_jax.checkpoint import CheckpointError
+  return isinstance(error, (*_USER_ERRORS, CheckpointError, FloatingPointError))
+
+
+def _parser() -> argparse.ArgumentParser:
+  parser = argparse.ArgumentParser(
+      prog='cloc', description='Contrastive localized language-image pre-training: make data, train, evaluate.',
+      epilog='`cloc VERB --help` explains a verb.')
+  parser.add_argument('--debug', action='store_true', help='show tracebacks and the logs of the libraries')
+  verbs = parser.add_subparsers(dest='verb', required=True, metavar='VERB')
+
+  train = verbs.add_parser(
+      'train', help='train an experiment, or resume it',
+      description='Trains the experiment of a config file. Run the same command again to resume after a stop.',
+      epilog='Any value of the config can be changed: --config.optim.learning_rate=1e-3 --config.data.path=DIR. '
+             'Unknown keys and wrong types fail at once.')
+  train.add_argument('--config', required=True, metavar='FILE.py[:ARGS]', help='e.g. configs/scenes_local.py')
+  train.add_argument('--workdir', required=True, metavar='DIR', help='checkpoints, metrics and evaluations go here')
+  train.add_argument('--report', action='store_true', help='write WORKDIR/report.html at the end')
+  train.add_argument('--coordinator', metavar='HOST:PORT', help='several hosts: address of process 0 (TPU pods and '
+                     'SLURM find it by themselves with --coordinator=auto)')
+  train.add_argument('--num-processes', type=int, help='several hosts: how many processes')
+  train.add_argument('--process-id', type=int, help='several hosts: which one this is')
+  train.set_defaults(run=_train)
+
+  evaluate = verbs.add_parser(
+      'eval', help='evaluate a checkpoint on a data set',
+      description='Encodes a split once and computes every metric that its annotations allow.')
+  evaluate.add_argument('--checkpoint', required=True, metavar='DIR', help="a run's folder, or one step of it")
+  evaluate.add_argument('--data', required=True, metavar='PATH', help='a data set made by `cloc data`')
+  evaluate.add_argument('--split', action='append', metavar='NAME', help='may be repeated; default: all but train')
+  evaluate.add_argument('--step', type=int, help='which checkpoint; default: the newest')
+  evaluate.add_argument('--batch-size', type=int, default=64)
+  evaluate.add_argument('--limit', type=int, help='the first so many images alone')
+  evaluate.add_argument('--pool-limit', type=int, help='the first so many regions alone, for region retrieval')
+  evaluate.add_argument('--region-embedding', choices=('model', 'crop'), default='model',
+                        help='crop: cut every box out and encode it as an image')
+  evaluate.add_argument('--out', metavar='DIR', help='write SPLIT.json there; default: CHECKPOINT/evals')
+  evaluate.set_defaults(run=_eval)
+
+  report = verbs.add_parser('report', help='write an HTML page about a run, with pictures',
+                            description='Curves, tables, and found boxes drawn on images that the run evaluated on.')
+  report.add_argument('--workdir', required=True, metavar='DIR')
+  report.add_argument('--out', metavar='FILE', help='default: WORKDIR/report.html')
+  report.add_argument('--images', type=int, default=12, help='how many images of each split to draw')
+  report.set_defaults(run=_report)
+
+  _add_data_verbs(verbs.add_parser('data', help='make, import and look at data sets',
+                                   description='Data sets are TFDS-readable ArrayRecord folders.'))
+  return parser
+
+
+def _add_data_verbs(parser):
+  verbs = parser.add_subparsers(dest='data_verb', required=True, metavar='VERB')
+  scenes = verbs.add_parser('scenes', help='draw the embedded data set',
+                            description='Draws images of coloured, textured shapes (or emoji, or your own pictures) '
+                                        'with boxes and captions; splits train, val, and unseen pairs.')
+  scenes.add_argument('--out', required=True, metavar='DIR')
+  scenes.add_argument('--train', type=int, default=40_000, help='images of the split (default %(default)s)')
+  scenes.add_argument('--val', type=int, default=1000, help='default %(default)s')
+  scenes.add_argument('--unseen', type=int, default=1000, help='default %(default)s')
+  scenes.add_argument('--size', type=int, default=64, help='side, pixels (default %(default)s)')
+  scenes.add_argument('--seed', type=int, default=0)
+  scenes.add_argument('--sprites', default='shapes', metavar='SPEC', help='shapes, emoji:FONT.ttf or folder:DIR')
+  scenes.add_argument('--preset', choices=('full', 'local'), default='full',
+                      help='local: fewer kinds and less clutter, for a model trained in minutes')
+  scenes.add_argument('--encoding', choices=('jpeg', 'png'), default='jpeg')
+  scenes.add_argument('--num-workers', type=int, default=os.cpu_count() or 1)
+  _add_overwrite(scenes)
+  scenes.set_defaults(run=_scenes)
+
+  coco = verbs.add_parser('import-coco', help="import COCO's own files",
+                          description='Repeat --split --images --instances --captions for several splits, in order.')
+  coco.add_argument('--split', action='append', metavar='NAME', help='default: train')
+  coco.add_argument('--images', action='append', required=True, metavar='DIR')
+  coco.add_argument('--instances', action='append', required=True, metavar='FILE.json')
+  coco.add_argument('--captions', action='append', metavar='FILE.json')
+  coco.add_argument('--out', required=True, metavar='DIR')
+  coco.add_argument('--name', default='coco')
+  coco.add_argument('--allow-missing', action='store_true', help='go on without missing images; they are counted')
+  _add_overwrite(coco)
+  coco.set_defaults(run=_import_coco)
+
+  inspect = verbs.add_parser('inspect', help='draw examples as the model sees them',
+                             description='An HTML gallery with boxes and captions drawn after the training transforms.')
+  inspect.add_argument('path', metavar='DATASET')
+  inspect.add_argument('--split', default='train')
+  inspect.add_argument('--out', default='inspect.html', metavar='FILE')
+  inspect.add_argument('--count', type=int, default=24)
+  inspect.add_argument('--image-size', type=int, default=224)
+  inspect.add_argument('--regions', type=int, default=8, help='regions drawn an image')
+  inspect.add_argument('--seed', type=int, default=0)
+  inspect.add_argument('--flip', action='store_true')
+  inspect.set_defaults(run=_inspect)
+
+
+def _add_overwrite(parser):
+  parser.add_argument('--overwrite', action='store_true', help='replace what is there')
+
+
+def _train(args) -> int:
+  from cloc_jax import config as config_lib
+  config = config_lib.override(config_lib.load(args.config), args.assignments)
+  import jax
+  if args.coordinator:
+    _join_hosts(args)
+  from cloc_jax import evaluate, train
+  config.lock()
+  result = train.train(config, workdir=args.workdir)
+  if jax.process_index():
+    return 0
+  if result.status == 'interrupted':
+    return 0
+  if result.status == 'already_done':
+    print(f'{result.workdir}: all {result.total_steps} steps are done')
+  report = None
+  if args.report:
+    from cloc_jax import report as report_lib
+    report = report_lib.write(result.workdir)
+  print('\n' + evaluate.table(result.evaluations) + '\n')
+  places = {'checkpoints': result.workdir / 'checkpoints', 'metrics': result.workdir / 'metrics.jsonl',
+            'evaluations': result.workdir / 'evals', 'TensorBoard': result.workdir / 'tensorboard', 'report': report}
+  for name, path in places.items():
+    if path:
+      print(f'{name:<12} {path}')
+  return 0
+
+
+def _join_hosts(args):
+  import jax
+  if args.coordinator == 'auto':
+    jax.distributed.initialize()
+    return
+  if args.num_processes is None or args.process_id is None:
+    raise ValueError('--coordinator needs --num-processes and --process-id (or --coordinator=auto)')
+  if jax.config.jax_platforms == 'cpu' or os.environ.get('JAX_PLATFORMS') == 'cpu':
+    jax.config.update('jax_cpu_collectives_implementation', 'gloo')
+  jax.distributed.initialize(args.coordinator, args.num_processes, args.process_id)
+
+
+def _eval(args) -> int:
+  from cloc_jax import evaluate, inference
+  cloc = inference.load(args.checkpoint, step=args.step)
+  splits = evaluate.splits_to_evaluate(args.data, args.split)
+  out = pathlib.Path(args.out) if args.out else pathlib.Path(cloc.info['path']).parent / 'evals'
+  columns = {}
+  for split in splits:
+    evaluation, _ = evaluate.run(cloc.functions, cloc.params, path=args.data, split=split,
+                                 batch_size=args.batch_size, limit=args.limit, pool_limit=args.pool_limit,
+                                 region_embedding=args.region_embedding, progress=_counter(split))
+    path = evaluate.write(evaluation, out / f'{split}.json', step=cloc.info['step'], data=os.fspath(args.data),
+                          split=split, region_embedding=args.region_embedding, limit=args.limit)
+    columns[split] = evaluation.metrics
+    print(f'\r{split}: {path}', file=sys.stderr)
+    for what, why in evaluation.skipped.items():
+      print(f'{split}: {what} not measured: {why}', file=sys.stderr)
+  print(evaluate.table(columns))
+  return 0
+
+
+def _counter(what):
+  import time
+  began = time.monotonic()
+
+  def show(done):
+    if sys.stderr.isatty():
+      print(f'\r{what}: {done} images, {done / max(time.monotonic() - began, 1e-9):.0f}/s', end='', file=sys.stderr)
+  return show
+
+
+def _report(args) -> int:
+  from cloc_jax import report
+  print(report.write(args.workdir, out=args.out, images=args.images))
+  return 0
+
+
+def _scenes(args) -> int:
+  from cloc_jax.data import scenes
+  import tqdm
+  spec = scenes.PRESETS[args.preset]
+  with tqdm.tqdm(total=args.train + args.val + args.unseen, unit='image', disable=not sys.stderr.isatty()) as bar:
+    counts = scenes.write_scenes(
+        args.out, num_train=args.train, num_val=args.val, num_unseen=args.unseen, size=args.size, seed=args.seed,
+        sprites=None if args.sprites == 'shapes' else args.sprites, spec=spec, encoding=args.encoding,
+        num_workers=args.num_workers, overwrite=args.overwrite, progress=lambda split, written: bar.update(1))
+  print(f'{args.out}: {json.dumps(counts)}')
+  return 0
+
+
+def _import_coco(args) -> int:
+  from cloc_jax.data import import_coco
+  splits = args.split or ['train']
+  captions = args.captions or [None] * len(splits)
+  if not len(splits) == len(args.images) == len(args.instances) == len(captions):
+    raise ValueError(f'expected as many --split ({len(splits)}) as --images ({len(args.images)}), --instances '
+                     f'({len(args.instances)}) and --captions ({len(captions)})')
+  sources = [import_coco.CocoSource(split=s, images=i, instances=n, captions=c)
+             for s, i, n, c in zip(splits, args.images, args.instances, captions)]
+  reports = import_coco.import_coco(sources, out=args.out, name=args.name, allow_missing=args.allow_missing,
+                                    overwrite=args.overwrite)
+  print(import_coco.format_report(reports))
+  print(args.out)
+  return 0
+
+
+def _inspect(args) -> int:
+  from cloc_jax.data import inspect_html
+  counts = inspect_html.write_gallery(args.path, split=args.split, out=args.out, count=args.count,
+                                      image_size=args.image_size, regions_per_image=args.regions, seed=args.seed,
+                                      flip=args.flip)
+  print(json.dumps({k: int(v) for k, v in counts.items()}))
+  print(args.out)
+  return 0
+
+
+if __name__ == '__main__':
+  sys.exit(main())

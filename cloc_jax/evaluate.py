@@ -1,0 +1,92 @@
+"""`cloc eval`, and the evaluations that training runs on schedule: one pass over a split, every metric."""
+import logging
+import os
+import pathlib
+from collections.abc import Sequence
+
+from cloc_jax import evaluators, inference
+from cloc_jax.data import pipeline, schema
+
+_log = logging.getLogger('cloc_jax.evaluate')
+
+# What a person looks at first; the JSON file holds everything.
+HEADLINES = (
+    ('region_recognition/top1', 'region recognition, top-1'),
+    ('region_recognition/macc', 'region recognition, mAcc'),
+    ('region_retrieval/r2t_r1', 'region → text, R@1'),
+    ('region_retrieval/r2t_r10', 'region → text, R@10'),
+    ('region_retrieval/t2r_distinct_r10', 'text → region, R@10'),
+    ('image_text_retrieval/i2t_r1', 'image → text, R@1'),
+    ('image_text_retrieval/t2i_r1', 'text → image, R@1'),
+    ('grounding/acc_iou50', 'grounding, accuracy at IoU 0.5'),
+    ('grounding/mean_iou', 'grounding, mean IoU'),
+)
+
+
+def run(functions: inference.Functions, params, *, path: str | os.PathLike, split: str, batch_size: int = 64,
+        limit: int | None = None, pool_limit: int | None = None, region_embedding: str = 'model',
+        progress=None) -> tuple[evaluators.Evaluation, evaluators.Predictions]:
+  """Evaluates parameters on a split.
+
+  Args:
+    functions, params: the model.
+    path, split: the data set.
+    batch_size: images at a time.
+    limit: take the first so many images alone.
+    pool_limit: take the first so many regions alone for region retrieval.
+    region_embedding: 'model' uses the model's region branch; 'crop' cuts each box out and encodes it as an image.
+    progress: called with the number of images done.
+
+  Raises:
+    ValueError: on an unknown `region_embedding`; and what the data and the evaluators raise.
+  """
+  p = functions.preprocessing
+  meta = schema.read_meta(path)
+  fns = functions.encoder_fns(params)
+  if region_embedding == 'crop':
+    fns = evaluators.crop_regions(fns, p.image_size)
+  elif region_embedding != 'model':
+    raise ValueError(f"region_embedding: expected 'model' or 'crop', got {region_embedding!r}")
+  batches = pipeline.eval_batches(path, split=split, batch_size=batch_size, image_size=p.image_size, pad=p.pad,
+                                  limit=limit)
+  predictions = evaluators.collect(fns, batches, progress=progress)
+  evaluation = evaluators.evaluate_all(predictions, fns=fns, meta=meta, pool_limit=pool_limit)
+  for what, why in evaluation.skipped.items():
+    _log.info('%s: %s not measured: %s', split, what, why)
+  return evaluation, predictions
+
+
+def splits_to_evaluate(path: str | os.PathLike, splits: Sequence[str] | None) -> list[str]:
+  """The asked-for splits, or all but 'train'.
+
+  Raises:
+    ValueError: naming the valid ones, on a split that the data set lacks.
+  """
+  known = list(schema.read_meta(path).splits)
+  if splits is None:
+    return [s for s in known if s != 'train'] or known
+  for split in splits:
+    if split not in known:
+      raise ValueError(f'{path}: no split {split!r}; it has {known}')
+  return list(splits)
+
+
+def write(evaluation: evaluators.Evaluation, path: str | os.PathLike, **extra) -> pathlib.Path:
+  """Writes the JSON file of an evaluation, making its folder."""
+  path = pathlib.Path(path)
+  path.parent.mkdir(parents=True, exist_ok=True)
+  evaluation.to_json(path, extra=extra)
+  return path
+
+
+def table(columns: dict[str, dict[str, float]]) -> str:
+  """A Markdown table of the headline metrics: {column: metrics} → text, fractions in percent."""
+  names = [(key, label) for key, label in HEADLINES if any(key in m for m in columns.values())]
+  cell = lambda metrics, key: f'{100 * metrics[key]:.1f}' if key in metrics else '–'
+  rows = [['metric, %', *columns], ['---'] * (1 + len(columns))]
+  rows += [[label, *(cell(m, key) for m in columns.values())] for key, label in names]
+  widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+  lines = ['| ' + ' | '.join(c.ljust(w) for c, w in zip(row, widths)) + ' |' for row in rows]
+  lines[1] = '| ' + ' | '.join('-' * w for w in widths) + ' |'
+  return '\n'.join(lines)
+

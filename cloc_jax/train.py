@@ -1,0 +1,422 @@
+"""The trainer: one loop, one file. Variants are configs, losses and models, never copies of this.
+
+config → data → model → state → step, and around it: metrics, evaluations, checkpoints, and a clean way out.
+"""
+import collections
+import contextlib
+import dataclasses
+import json
+import logging
+import math
+import os
+import pathlib
+import signal
+import time
+from typing import Any
+
+import jax
+import numpy as np
+
+from cloc_jax import checkpoint, evaluate, inference, losses, optim, sharding, train_step, trees
+from cloc_jax import config as config_lib
+from cloc_jax import metrics as metrics_lib
+from cloc_jax.batch import abstract_batch
+from cloc_jax.data import pipeline, sources
+from cloc_jax.data import tokenizer as tokenizer_lib
+from cloc_jax.models import flops
+
+_log = logging.getLogger('cloc_jax.train')
+_IN_FLIGHT = 3  # steps dispatched ahead of the one that is known to be finished
+
+
+class NonFiniteError(FloatingPointError):
+  """The loss or the gradients are NaN or infinite."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+  """How a run ended. status: 'done', 'already_done' or 'interrupted'. evaluations: {split: metrics} of the end."""
+  status: str
+  step: int
+  total_steps: int
+  workdir: pathlib.Path
+  evaluations: dict[str, dict[str, float]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Schedule:
+  """The sections `evals`, `checkpoint` and `train`, resolved to steps."""
+  total: int
+  log: int
+  evals: int
+  save: int
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainOptions:
+  """The section `train`. One of total_steps, total_examples, total_epochs sets the length.
+
+  seed: of parameters and data. micro_batches: parts a batch is computed in (the loss stays exact; train_step.py).
+  ema_decay: of averaged parameters, which are then what is evaluated and exported; 0 for none.
+  log_steps: how often metrics are fetched and written. wandb_project: also log to Weights & Biases.
+  """
+  total_steps: int | None = None
+  total_examples: int | None = None
+  total_epochs: float | None = None
+  seed: int = 0
+  micro_batches: int = 1
+  ema_decay: float = 0.0
+  log_steps: int = 50
+  wandb_project: str | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class EvalOptions:
+  """The section `evals`. splits: None is all but 'train'. every_steps: None is at the end only."""
+  every_steps: int | None = None
+  splits: tuple[str, ...] | None = None
+  path: str | None = None
+  batch_size: int = 64
+  limit: int | None = None
+  pool_limit: int | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class CheckpointOptions:
+  """The section `checkpoint`. best_metric: 'SPLIT/METRIC', larger is better; kept beside the newest `keep`."""
+  every_steps: int | None = None
+  keep: int = 2
+  best_metric: str | None = None
+  keep_best: int = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class DataOptions:
+  """The section `data`; batch_size is global. tokenizer: see data/tokenizer.py, or 'train:VOCABULARY_SIZE'."""
+  path: str
+  batch_size: int
+  image_size: int
+  split: str = 'train'
+  tokenizer: str = 'train:4096'
+  text_length: int = 77
+  region_text_length: int = 16
+  regions_per_image: int = 4
+  flip: bool = False
+  pad: str = 'center'
+  num_workers: int = 0
+  on_error: str = 'mask'
+  shuffle: bool = True
+
+
+def train(config, *, workdir: str | os.PathLike, quiet: bool = False) -> Result:
+  """Trains an experiment to its end, or resumes it.
+
+  Args:
+    config: an experiment (config.py). workdir: everything the run writes goes there. quiet: nothing on the terminal.
+
+  Raises:
+    TypeError, ValueError, FileNotFoundError: on a wrong config or data set, before anything is computed.
+    CheckpointError: on an unwritable workdir, or checkpoints of another architecture.
+    NonFiniteError: on NaN or Inf, naming the step; the last good checkpoint stays.
+  """
+  config_lib.check_sections(config, where='config')
+  options = config_lib.call(TrainOptions, config['train'], name='train')
+  data = config_lib.call(DataOptions, config['data'], name='data')
+  evals = config_lib.call(EvalOptions, config['evals'], name='evals')
+  saving = config_lib.call(CheckpointOptions, config['checkpoint'], name='checkpoint')
+  workdir = pathlib.Path(workdir)
+  checkpoint.check_writable(workdir)
+  mesh_section = dict(config_lib.plain(config['mesh']))
+  rules = mesh_section.pop('rules', (('.*', 'fsdp'),))
+  mesh = config_lib.call(sharding.make_mesh, mesh_section, name='mesh')
+  dataset_size = len(sources.RecordSource(data.path, split=data.split))
+  total = config_lib.duration(vars(options), 'total', batch_size=data.batch_size, dataset_size=dataset_size)
+  schedule = Schedule(total=total, log=max(1, options.log_steps), evals=evals.every_steps or total,
+                      save=saving.every_steps or total)
+  splits = evaluate.splits_to_evaluate(evals.path or data.path, evals.splits)
+
+  tokenizer = _tokenizer(data, workdir)
+  model = inference.build_model(config, tokenizer=tokenizer)
+  tx, rate = config_lib.call(optim.make, config['optim'], name='optim', total_steps=total)
+  loss = config_lib.plain(config['loss'])
+  preprocessing = inference.Preprocessing(image_size=data.image_size, pad=data.pad, text_length=data.text_length,
+                                          region_text_length=data.region_text_length)
+  info = {'config': config_lib.plain(config), 'tokenizer': tokenizer.to_dict(),
+          'preprocessing': dataclasses.asdict(preprocessing)}
+
+  keeper = checkpoint.Checkpointer(workdir / 'checkpoints', keep=saving.keep, best_metric=saving.best_metric,
+                                   keep_best=saving.keep_best)
+  progress = None
+  try:
+    state, shardings, start = _state(model, tx, data, keeper, mesh=mesh, rules=rules, options=options, loss=loss)
+    functions = inference.Functions(model, tokenizer=tokenizer, preprocessing=preprocessing)
+    run_evals = _evaluator(functions, evals, path=evals.path or data.path, splits=splits, workdir=workdir)
+    if start >= total:
+      return Result('already_done', start, total, workdir, _read_evaluations(workdir, splits))
+    if start == 0 and jax.process_index() == 0:
+      (workdir / 'config.json').write_text(config_lib.to_json(config))
+      (workdir / 'parameters.txt').write_text(sharding.describe(state.params, shardings.params) + '\n')
+    progress = metrics_lib.Progress(total=total, start=start, batch_size=data.batch_size, quiet=quiet)
+    devices = mesh.devices.size
+    progress.say(f'{trees.count(state.params):,} parameters · {devices} {jax.devices()[0].device_kind} device(s), '
+                 f'mesh {dict(mesh.shape)} · batch {data.batch_size} · steps {start} → {total}')
+    step_fn = train_step.jit_train_step(mesh=mesh, shardings=shardings, model=model, tx=tx, rate=rate, loss=loss,
+                                        micro_batches=options.micro_batches, ema_decay=options.ema_decay)
+    return _loop(state, step_fn, start=start, schedule=schedule, data=data, options=options, tokenizer=tokenizer,
+                 mesh=mesh, keeper=keeper, info=info, run_evals=run_evals, progress=progress, workdir=workdir,
+                 step_flops=_flops(model, data), config=config)
+  finally:
+    keeper.wait()
+    keeper.close()
+    if progress is not None:
+      progress.close()
+
+
+def _loop(state, step_fn, *, start, schedule, data, options, tokenizer, mesh, keeper, info, run_evals, progress,
+          workdir, step_flops, config) -> Result:
+  """Steps from `start` to the end."""
+  batches = iter(_dataset(data, tokenizer=tokenizer, seed=options.seed, skip_examples=start * data.batch_size))
+  writer = metrics_lib.Writer(workdir, wandb_project=options.wandb_project,
+                              config=config_lib.plain(config)) if jax.process_index() == 0 else None
+  pending: collections.deque = collections.deque()
+  stats: collections.Counter = collections.Counter()
+  meter = _Meter(data.batch_size, step_flops)
+  evaluations: dict[str, dict[str, float]] = {}
+  step = start
+
+  def save(metrics=None):
+    keeper.save(step, state, info={**info, 'examples_seen': step * data.batch_size, 'metrics': metrics or {}},
+                metrics=metrics)
+
+  with _stop_signal() as stop:
+    while step < schedule.total:
+      with meter.waiting():
+        element = next(batches)
+      stats.update({k: int(v) for k, v in element['stats'].items()})
+      with jax.transfer_guard('disallow'):
+        state, metrics = step_fn(state, sharding.to_global(element['batch'], mesh))
+      step += 1
+      pending.append((step, metrics))
+      if len(pending) > _IN_FLIGHT:
+        jax.block_until_ready(pending[-1 - _IN_FLIGHT][1]['loss'])  # bounds the queue; the device stays busy
+      progress.step()
+      stopping = stop.requested()
+      due = lambda every: step % every == 0 or step == schedule.total
+      if not (due(schedule.log) or due(schedule.evals) or due(schedule.save) or stopping):
+        continue
+
+      latest = _fetch(pending, keeper)
+      if due(schedule.log) or stopping:
+        latest |= meter.read(step) | _shares(stats)
+        progress.show(step, latest)
+        if writer:
+          writer.write(step, latest)
+      scores = None
+      if due(schedule.evals) and not stopping:
+        with meter.paused():
+          evaluations = run_evals(state.params if state.ema is None else state.ema, step, progress)
+        scores = {f'{split}/{k}': v for split, found in evaluations.items() for k, v in found.items()}
+        if writer:
+          writer.write(step, {f'eval/{k}': v for k, v in scores.items()})
+      if due(schedule.save) or scores is not None or stopping:
+        with meter.paused():
+          save(scores)
+      if stopping:
+        keeper.wait()
+        progress.say(f'stopped by {stop.name} after step {step}; saved, run the same command to go on')
+        break
+  if hasattr(batches, 'close'):
+    batches.close()
+  if writer:
+    writer.close()
+  return Result('done' if step >= schedule.total else 'interrupted', step, schedule.total, workdir, evaluations)
+
+
+def _fetch(pending, keeper) -> dict[str, float]:
+  """Brings the metrics of all pending steps to the host; returns the newest.
+
+  Nothing is saved before the steps up to it went through here, so every checkpoint is a good one.
+  """
+  latest: dict[str, float] = {}
+  while pending:
+    step, metrics = pending.popleft()
+    latest = {k: float(v) for k, v in jax.device_get(metrics).items()}
+    bad = [k for k in ('loss', 'grad_norm') if not math.isfinite(latest[k])]
+    if bad:
+      last = f'the last good checkpoint is step {keeper.steps[-1]}' if keeper.steps else 'there is no checkpoint yet'
+      values = ', '.join(f'{k} {v:.4g}' for k, v in latest.items())
+      raise NonFiniteError(f'step {step} (batch {step - 1} of the run): {" and ".join(bad)} not finite; {last}. '
+                           f'Metrics of the step: {values}')
+  return latest
+
+
+def _shares(stats: collections.Counter) -> dict[str, float]:
+  """What the data pipeline counted since the last call, as shares and sums, and resets the counter."""
+  ratio = lambda a, b: stats[a] / max(stats[b], 1)
+  out = {'data/truncated_captions': ratio('truncated_captions', 'captions'),
+         'data/truncated_region_captions': ratio('truncated_region_captions', 'region_captions'),
+         'data/corrupt_images': stats['corrupt_images'], 'data/boxes_dropped': stats['boxes_dropped'],
+         'data/empty_captions': stats['empty_captions'], 'data/regions_seen_per_image': ratio('regions_seen', 'examples')}
+  stats.clear()
+  return out
+
+
+class _Meter:
+  """Rates since the last reading; time spent in evaluation and saving does not count."""
+
+  def __init__(self, batch_size, step_flops):
+    self._batch, self._flops = batch_size, step_flops
+    self._step = None
+    self._wait = self._pause = 0.0
+    self._began = time.monotonic()
+
+  @contextlib.contextmanager
+  def waiting(self):
+    began = time.monotonic()
+    yield
+    self._wait += time.monotonic() - began
+
+  @contextlib.contextmanager
+  def paused(self):
+    began = time.monotonic()
+    yield
+    self._pause += time.monotonic() - began
+
+  def read(self, step) -> dict[str, float]:
+    now = time.monotonic()
+    seconds = max(now - self._began - self._pause, 1e-9)
+    out = {}
+    if self._step is not None:  # the first interval holds compilation
+      rate = (step - self._step) / seconds
+      out = {'images_per_second': rate * self._batch, 'step_seconds': 1 / rate,
+             'data_wait_share': min(1.0, self._wait / seconds), 'flops_per_second': rate * self._flops}
+      peak = metrics_lib.peak_flops(jax.devices()[0])
+      if peak:
+        out['mfu'] = out['flops_per_second'] / (peak * jax.device_count())
+    self._began, self._wait, self._pause, self._step = now, 0.0, 0.0, step
+    return out
+
+
+class _StopFlag:
+  """Set by SIGTERM or SIGINT; on several hosts, all of them must see it at the same step."""
+
+  def __init__(self):
+    self.name = ''
+
+  def set(self, number, frame):
+    del frame
+    if self.name:  # a second signal: the user means it
+      raise KeyboardInterrupt
+    self.name = signal.Signals(number).name
+
+  def requested(self) -> bool:
+    if jax.process_count() == 1:
+      return bool(self.name)
+    from jax.experimental import multihost_utils
+    return bool(multihost_utils.process_allgather(np.array(bool(self.name))).any())
+
+
+@contextlib.contextmanager
+def _stop_signal():
+  flag = _StopFlag()
+  try:
+    before = {s: signal.signal(s, flag.set) for s in (signal.SIGTERM, signal.SIGINT)}
+  except ValueError:  # not the main thread: nobody can signal us
+    before = {}
+  try:
+    yield flag
+  finally:
+    for number, handler in before.items():
+      signal.signal(number, handler)
+
+
+def _tokenizer(data: DataOptions, workdir: pathlib.Path) -> tokenizer_lib.Tokenizer:
+  """The config's tokenizer; one trained on the data's captions is trained once and kept in the workdir."""
+  kind, _, size = data.tokenizer.partition(':')
+  if kind != 'train':
+    return tokenizer_lib.load(data.tokenizer)
+  if not size.isdigit():
+    raise ValueError(f"config.data.tokenizer: expected 'train:VOCABULARY_SIZE', got {data.tokenizer!r}")
+  path = workdir / 'tokenizer.json'
+  if path.exists():
+    return tokenizer_lib.load(f'json:{path}')
+  source = sources.RecordSource(data.path, split=data.split)
+  # Captions repeat their words soon; a sample of the records is plenty for a vocabulary.
+  indices = np.unique(np.linspace(0, len(source) - 1, min(len(source), 20_000)).astype(int))
+  captions = []
+  for i in indices:
+    example = source[int(i)]
+    captions += [*example.captions, *(r.caption for r in example.regions)]
+  tokenizer = tokenizer_lib.train(captions, vocab_size=int(size))
+  if jax.process_index() == 0:
+    temporary = path.with_suffix('.tmp')
+    temporary.write_text(json.dumps(tokenizer.to_dict()))
+    temporary.replace(path)
+  return tokenizer
+
+
+def _dataset(data: DataOptions, *, tokenizer, seed, skip_examples):
+  hosts = jax.process_count()
+  if data.batch_size % hosts or data.batch_size % jax.device_count():
+    raise ValueError(f'config.data.batch_size: {data.batch_size} does not divide over {hosts} hosts and '
+                     f'{jax.device_count()} devices')
+  own = {k: v for k, v in vars(data).items() if k not in ('path', 'tokenizer', 'batch_size')}
+  return pipeline.train_dataset(data.path, tokenizer=tokenizer, batch_size=data.batch_size // hosts, seed=seed,
+                                process_index=jax.process_index(), process_count=hosts,
+                                skip_examples=skip_examples, **own)
+
+
+def _state(model, tx, data: DataOptions, keeper, *, mesh, rules, options: TrainOptions, loss):
+  """(state, shardings, step): of the newest good checkpoint, else freshly initialised."""
+  batch = abstract_batch(batch_size=data.batch_size, image_size=data.image_size, text_length=data.text_length,
+                         regions=data.regions_per_image, region_text_length=data.region_text_length)
+  ema = options.ema_decay > 0
+  shapes = train_step.abstract_state(model, tx, batch, ema=ema)
+  # Fails on an unknown loss key now, by name, and not inside the first compilation.
+  jax.eval_shape(lambda p, b: config_lib.call(losses.total, loss, model.apply({'params': p}, b), b, name='loss'),
+                 shapes.params, batch)
+  shardings = train_step.state_sharding(shapes, mesh=mesh, rules=rules)
+  abstract = jax.tree.map(lambda s, d: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=d), shapes, shardings)
+  found = keeper.restore_latest(abstract)
+  if found is None:
+    state, shardings = train_step.init_state(model, tx, batch, mesh=mesh, rules=rules, seed=options.seed, ema=ema)
+    return state, shardings, 0
+  step, state, info = found
+  if info['examples_seen'] != step * data.batch_size:
+    raise ValueError(f'config.data.batch_size: this run saw {info["examples_seen"]} examples in {step} steps; '
+                     f'it cannot go on with a batch of {data.batch_size}')
+  return state, shardings, step
+
+
+def _flops(model, data: DataOptions) -> float:
+  """Model FLOPs of one global step."""
+  per_image = flops.step_flops(model, image_size=data.image_size, text_length=data.text_length,
+                               region_text_length=data.region_text_length, regions=data.regions_per_image,
+                               batch_size=data.batch_size).train
+  return per_image * data.batch_size
+
+
+def _evaluator(functions, evals: EvalOptions, *, path, splits, workdir):
+  def run(params, step, progress):
+    out = {}
+    for split in splits:
+      began = time.monotonic()
+      evaluation, _ = evaluate.run(functions, params, path=path, split=split, batch_size=evals.batch_size,
+                                   limit=evals.limit, pool_limit=evals.pool_limit)
+      out[split] = {k: float(v) for k, v in evaluation.metrics.items()}
+      if jax.process_index() == 0:
+        evaluate.write(evaluation, workdir / 'evals' / f'{split}.json', step=step, data=os.fspath(path), split=split)
+      shown = ', '.join(f'{label} {100 * out[split][key]:.1f}' for key, label in evaluate.HEADLINES
+                        if key in out[split] and key.endswith(('top1', 'i2t_r1', 'acc_iou50')))
+      progress.say(f'step {step} · {split}: {shown}  ({time.monotonic() - began:.0f} s)')
+    return out
+  return run
+
+
+def _read_evaluations(workdir, splits):
+  out = {}
+  for split in splits:
+    path = workdir / 'evals' / f'{split}.json'
+    if path.exists():
+      out[split] = json.loads(path.read_text())['metrics']
+  return out

@@ -1,0 +1,42 @@
+"""Packaging: dependencies with lower bounds; heavy ones only in extras, imported where they are used."""
+import pathlib
+
+from setuptools import find_packages, setup
+
+here = pathlib.Path(__file__).parent
+
+setup(
+    name='cloc_jax',
+    version='0.1.0',
+    description='Contrastive localized language-image pre-training (CLOC) in JAX',
+    long_description=(here / 'README.md').read_text(encoding='utf-8'),
+    long_description_content_type='text/markdown',
+    packages=find_packages(include=['cloc_jax', 'cloc_jax.*']),
+    python_requires='>=3.11',
+    install_requires=[
+        'jax>=0.10',
+        'flax>=0.12',
+        'optax>=0.2.6',
+        'orbax-checkpoint>=0.12',
+        'grain>=0.2.14',
+        'array-record>=0.8',
+        'tensorflow-datasets>=4.9.9',
+        'importlib_resources>=6',       # tensorflow-datasets uses it without asking for it
+        'ml_collections>=1.1',
+        'numpy>=2.0',
+        'opencv-python-headless>=4.10',
+        'pillow>=11',
+        'tokenizers>=0.21',
+        'sentencepiece>=0.2',
+        'tensorboardX>=2.6',
+        'tqdm>=4.66',
+        'absl-py>=2.1',
+    ],
+    extras_require={
+        'dev': ['pytest>=8', 'hypothesis>=6'],
+        'tpu': ['jax[tpu]>=0.10'],
+        'cuda': ['jax[cuda13]>=0.10'],
+        'wandb': ['wandb>=0.19'],
+    },
+    entry_points={'console_scripts': ['cloc = cloc_jax.cli:main']},
+)

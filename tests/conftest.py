@@ -1,0 +1,90 @@
+"""Strict JAX on simulated devices, the tiny model that many tests share, and the folder of real photos.
+
+Strict: an operation that would silently add axes to an operand is an error, and so (pytest.ini) is every warning.
+"""
+import os
+import pathlib
+
+os.environ.setdefault('JAX_PLATFORMS', 'cpu')  # before jax is imported; set it to run these tests elsewhere
+# Tests compile hundreds of tiny programs and run each a few times: LLVM's optimizer would cost more than all the rest.
+os.environ.setdefault('XLA_FLAGS', '--xla_backend_optimization_level=0')
+
+import jax  # noqa: E402
+import numpy as np  # noqa: E402
+import pytest  # noqa: E402
+
+jax.config.update('jax_num_cpu_devices', 8)
+jax.config.update('jax_numpy_rank_promotion', 'raise')
+
+VOCABULARY = 29
+EOS = 1
+IMAGE_SIZE = 16
+
+
+@pytest.fixture(name='coco_mini', scope='session')
+def coco_mini_fixture():
+  """The folder of a few hundred real COCO photos beside the repository; skips where there is none."""
+  path = pathlib.Path(__file__).resolve().parents[2] / 'shared' / 'coco_mini'
+  if not path.is_dir():
+    pytest.skip(f'no photos at {path}')
+  return path
+
+
+def make_model(*, image=None, text=None, **overrides):
+  """A Cloc of some thousand parameters; `image` and `text` are merged into the towers' settings."""
+  from cloc_jax.models import cloc  # tests of the data side need no Flax
+  defaults = dict(
+      image=dict(variant='mu/8', width=16, depth=2, heads=2, act='gelu_tanh') | (image or {}),
+      text=dict(vocab_size=VOCABULARY, variant='mu', width=12, depth=1, heads=2, max_length=9, eos_id=EOS)
+      | (text or {}),
+      embed_dim=8)
+  return cloc.Cloc(**{**defaults, **overrides})
+
+
+def _tokens(rng, *shape):
+  """Random words, an end token at a random place but the first, and padding (0) behind it."""
+  ids = rng.integers(2, VOCABULARY, shape)
+  end = rng.integers(1, shape[-1], shape[:-1])[..., None]
+  at = np.arange(shape[-1]).reshape((1,) * (len(shape) - 1) + (-1,))
+  return np.where(at < end, ids, np.where(at == end, EOS, 0)).astype(np.int32)
+
+
+def make_batch(seed=0, *, images=8, regions=3, length=7, region_length=4, image_size=IMAGE_SIZE):
+  """A random host Batch: image 1 has no regions, image 2 some, one region text is there twice, all images captioned."""
+  from cloc_jax.batch import Batch
+  rng = np.random.default_rng(seed)
+  corners = np.sort(rng.random((images, regions, 2, 2)), 2).astype(np.float32)
+  region_text = _tokens(rng, images, regions, region_length)
+  region_text[-1, 0] = region_text[0, 0]
+  region_mask = np.ones((images, regions), bool)
+  region_mask[1] = False
+  if images > 2:
+    region_mask[2, 1:] = False
+  return Batch(
+      image=rng.integers(0, 256, (images, image_size, image_size, 3)).astype(np.uint8),
+      image_mask=np.ones((images,), bool),
+      text=_tokens(rng, images, length),
+      boxes=corners.reshape(images, regions, 4),
+      region_text=region_text,
+      region_mask=region_mask)
+
+
+def randomize(tree, seed=0, *, scale=0.1):
+  """Adds noise to every parameter, so that zero biases and unit gains cannot hide a mistake. Returns NumPy leaves."""
+  rng = np.random.default_rng(seed)
+  return jax.tree.map(lambda x: (np.asarray(x) + scale * rng.normal(size=x.shape)).astype(np.float32), tree)
+
+
+@pytest.fixture(name='make_model', scope='session')
+def make_model_fixture():
+  return make_model
+
+
+@pytest.fixture(name='make_batch', scope='session')
+def make_batch_fixture():
+  return make_batch
+
+
+@pytest.fixture(name='randomize', scope='session')
+def randomize_fixture():
+  return randomize
