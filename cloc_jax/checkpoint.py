@@ -52,13 +52,16 @@ class Checkpointer:
       raise ValueError(f'checkpoint.keep: expected at least 1, got {keep}')
     if not read_only:
       check_writable(self.folder)
-    policies = [managers.LatestN(keep)]
+    policies, score = [managers.LatestN(keep)], None
     if best_metric:
-      policies.append(managers.BestN(get_metric_fn=lambda m: m.get(best_metric, float('-inf')), n=keep_best,
-                                     keep_checkpoints_without_metrics=False))
+      score = lambda metrics: metrics.get(best_metric, float('-inf'))
+      policies.append(managers.BestN(get_metric_fn=score, n=keep_best, keep_checkpoints_without_metrics=False))
+    # The policies decide what stays; without a best_fn Orbax would not write the metrics, and a restart forget the best.
     self._options = ocp.CheckpointManagerOptions(
-        preservation_policy=managers.AnyPreservationPolicy(policies), read_only=read_only, create=not read_only,
-        cleanup_tmp_directories=not read_only, step_format_fixed_length=8)
+        preservation_policy=managers.AnyPreservationPolicy(policies), best_fn=score, read_only=read_only,
+        create=not read_only,
+        cleanup_tmp_directories=not read_only, step_format_fixed_length=8,
+        save_interval_steps=0 if read_only else 1)
     self._open()
 
   def _open(self):

@@ -152,7 +152,8 @@ def _train(args) -> int:
   if args.report:
     from cloc_jax import report as report_lib
     report = report_lib.write(result.workdir)
-  print('\n' + evaluate.table(result.evaluations) + '\n')
+  if any(result.evaluations.values()):
+    print('\n' + evaluate.table(result.evaluations) + '\n')
   places = {'checkpoints': result.workdir / 'checkpoints', 'metrics': result.workdir / 'metrics.jsonl',
             'evaluations': result.workdir / 'evals', 'TensorBoard': result.workdir / 'tensorboard', 'report': report}
   for name, path in places.items():

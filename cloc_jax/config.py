@@ -1,11 +1,13 @@
 """Experiment files, overrides from the command line, and calls that turn a misspelt key into a clear error."""
 import ast
+import contextlib
 import difflib
 import importlib.util
 import inspect
 import json
 import os
 import re
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -35,12 +37,27 @@ def load(spec: str) -> ml_collections.ConfigDict:
                             + (f' {folder} holds {sorted(here)}' if here else ''))
   module_spec = importlib.util.spec_from_file_location('cloc_experiment', path)
   module = importlib.util.module_from_spec(module_spec)
-  module_spec.loader.exec_module(module)
-  if not hasattr(module, 'get_config'):
-    raise ValueError(f'{path}: expected a function get_config(arg), found none')
-  config = module.get_config(arg) if arg else module.get_config()
+  with _importable(os.path.dirname(os.path.abspath(path))):
+    module_spec.loader.exec_module(module)
+    if not hasattr(module, 'get_config'):
+      raise ValueError(f'{path}: expected a function get_config(arg), found none')
+    config = module.get_config(arg) if arg else module.get_config()
   check_sections(config, where=path)
   return config
+
+
+@contextlib.contextmanager
+def _importable(folder):
+  """Experiments may import the files beside them, and two folders may each have, say, a recipe.py."""
+  before = set(sys.modules)
+  sys.path.insert(0, folder)
+  try:
+    yield
+  finally:
+    sys.path.remove(folder)
+    for name in set(sys.modules) - before:
+      if os.path.dirname(getattr(sys.modules[name], '__file__', None) or '') == folder:
+        del sys.modules[name]
 
 
 def check_sections(config: Mapping[str, Any], *, where: str) -> None:

@@ -16,7 +16,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cloc_jax import checkpoint, config as config_lib, models
+from cloc_jax import checkpoint, config as config_lib, models, trees
+from cloc_jax.batch import abstract_batch
 from cloc_jax.data import tokenizer as tokenizer_lib
 from cloc_jax.data import transforms
 from cloc_jax.evaluators.collect import EncoderFns
@@ -153,13 +154,14 @@ class Cloc:
 
     Args:
       image: from `encode_image`.
-      boxes: (n, 4) xyxy in pixels of the original image; for a batch, a list of such arrays, one an image.
+      boxes: (n, 4) xyxy in pixels of the original image, cut at its border; for a batch, a list of such arrays, one an
+        image.
 
     Returns:
       (n, E) L2-normalised; for a batch, a list of them.
 
     Raises:
-      ValueError: on boxes of another shape or without area, or a model without a region branch.
+      ValueError: on boxes of another shape or without area in the image, or a model without a region branch.
     """
     per_image = self._boxes(image, boxes)
     count = _bucket(max(map(len, per_image), default=1))
@@ -197,9 +199,12 @@ class Cloc:
 
   def classify_regions(self, image: Images, boxes, names: Sequence[str]) -> Classified | list[Classified]:
     """Names each box with the most similar of `names`; boxes as in `embed_regions`."""
-    z_names = self.encode_text(_texts(names, 'classify_regions'), region=True)
+    names = _texts(names, 'classify_regions')
+    if not names:
+      raise ValueError('classify_regions: expected at least one name, got none')
+    z_names = self.encode_text(names, region=True)
     z = self.embed_regions(image, boxes)
-    out = [self._classify(own, z_names, list(names)) for own in ([z] if image.single else z)]
+    out = [self._classify(own, z_names, names) for own in ([z] if image.single else z)]
     return out[0] if image.single else out
 
   def similarity(self, z_a: np.ndarray, z_b: np.ndarray) -> np.ndarray:
@@ -221,16 +226,18 @@ class Cloc:
     lists = [boxes] if image.single else list(boxes)
     self._check_count(image, lists, 'boxes')
     out = []
-    for i, own in enumerate(lists):
+    for i, (own, geometry) in enumerate(zip(lists, image.geometry)):
       own = np.asarray(own, np.float32)
       own = own.reshape(0, 4) if own.size == 0 else own
       if own.ndim != 2 or own.shape[1] != 4:
         raise ValueError(f'boxes of image {i}: expected (n, 4) xyxy in pixels, got shape {own.shape}')
-      bad = ~np.isfinite(own).all(-1) | (own[:, 2:] <= own[:, :2]).any(-1)
+      # As in training: what reaches out of the image lies on padding, which is no part of it.
+      inside = np.clip(own, 0, np.float32([geometry.width, geometry.height] * 2))
+      bad = ~np.isfinite(own).all(-1) | (inside[:, 2:] <= inside[:, :2]).any(-1)
       if bad.any():
-        raise ValueError(f'boxes of image {i}: {own[bad][0].tolist()} has no area; expected xyxy with left < right '
-                         'and top < bottom')
-      out.append(own)
+        raise ValueError(f'boxes of image {i}: {own[bad][0].tolist()} has no area inside the image of '
+                         f'{geometry.width}×{geometry.height} pixels; expected xyxy with left < right and top < bottom')
+      out.append(inside)
     return out
 
   def _check_count(self, image, lists, what):
@@ -239,15 +246,26 @@ class Cloc:
 
 
 def _texts(texts, where):
-  if isinstance(texts, str) or not all(isinstance(t, str) for t in texts):
-    raise TypeError(f'{where}: expected a list of texts, got {texts!r:.80}')
-  return list(texts)
+  found = texts if isinstance(texts, str) else list(texts)  # an iterator can be read once
+  if isinstance(found, str) or not all(isinstance(t, str) for t in found):
+    raise TypeError(f'{where}: expected a list of texts, got {found!r:.80}')
+  return found
 
 
 def build_model(config, *, tokenizer) -> ClocModel:
   """The model of an experiment's config."""
   return config_lib.call(models.build, config['model'], name='model', vocab_size=tokenizer.vocab_size,
                          eos_id=tokenizer.eos_id, text_length=config['data']['text_length'])
+
+
+def _check_fit(model, params, preprocessing, *, where):
+  """Raises ArchitectureError with the ± difference when the parameters are not the model's."""
+  batch = abstract_batch(batch_size=1, image_size=preprocessing.image_size, text_length=preprocessing.text_length,
+                         regions=1, region_text_length=preprocessing.region_text_length)
+  text = trees.difference(jax.eval_shape(model.init, jax.random.key(0), batch)['params'], params)
+  if text:
+    raise checkpoint.ArchitectureError(f'{where}: the parameters do not fit the config that lies beside them '
+                                       f'(- expected and missing, + unexpected, ! other shape):\n{text}')
 
 
 def load(path: str | os.PathLike, *, step: int | None = None) -> Cloc:
@@ -272,5 +290,7 @@ def load(path: str | os.PathLike, *, step: int | None = None) -> Cloc:
   model = build_model(info['config'], tokenizer=tokenizer)
   params = keeper.restore_params(step)
   keeper.close()
-  return Cloc(model, params, tokenizer=tokenizer, preprocessing=Preprocessing(**info['preprocessing']),
+  preprocessing = Preprocessing(**info['preprocessing'])
+  _check_fit(model, params, preprocessing, where=f'{folder}, step {step}')
+  return Cloc(model, params, tokenizer=tokenizer, preprocessing=preprocessing,
               info={**info, 'step': step, 'path': os.fspath(folder)})

@@ -9,9 +9,11 @@ import time
 
 import tqdm
 
-# Dense bf16 peaks from the vendors' data sheets, FLOP/s a chip; longer names first, the first match counts.
-PEAK_FLOPS = (('v5p', 459e12), ('v5 lite', 197e12), ('v5e', 197e12), ('v6 lite', 918e12), ('v6e', 918e12),
-              ('v4', 275e12), ('v3', 123e12), ('H200', 989e12), ('H100', 989e12), ('A100', 312e12))
+# Dense bf16 peaks from the vendors' data sheets, FLOP/s a device; the first name that occurs in the device's counts.
+# JAX calls a v5p plainly "TPU v5"; a device of a v3 is one of the two cores of a chip.
+PEAK_FLOPS = (('v5 lite', 197e12), ('v5e', 197e12), ('v5', 459e12), ('v6 lite', 918e12), ('v6e', 918e12),
+              ('v4 lite', 138e12), ('v4', 275e12), ('v3', 61.5e12), ('H200', 989e12), ('H100 PCIe', 756e12),
+              ('H100', 989e12), ('A100', 312e12))
 
 
 def peak_flops(device) -> float | None:
@@ -28,14 +30,17 @@ class Writer:
   """
 
   def __init__(self, workdir: str | os.PathLike, *, wandb_project: str | None = None, config=None):
+    if wandb_project and importlib.util.find_spec('wandb') is None:
+      raise ValueError(f'train.wandb_project={wandb_project!r}, but wandb is not installed: pip install wandb')
     self.path = pathlib.Path(workdir) / 'metrics.jsonl'
+    cut_off = _is_cut_off(self.path)
     self._file = open(self.path, 'a', encoding='utf-8')
+    if cut_off:  # else the first line of this run would be lost with the half line of the killed one
+      self._file.write('\n')
     from tensorboardX import SummaryWriter  # imported late: evaluation needs none of it
     self._board = SummaryWriter(str(pathlib.Path(workdir) / 'tensorboard'))
     self._wandb = None
     if wandb_project:
-      if importlib.util.find_spec('wandb') is None:
-        raise ValueError(f'train.wandb_project={wandb_project!r}, but wandb is not installed: pip install wandb')
       import wandb
       self._wandb = wandb.init(project=wandb_project, dir=str(workdir), config=config, resume='allow')
 
@@ -55,6 +60,15 @@ class Writer:
     self._board.close()
     if self._wandb is not None:
       self._wandb.finish()
+
+
+def _is_cut_off(path):
+  """Whether the last line of a file lacks its end."""
+  if not path.exists() or not path.stat().st_size:
+    return False
+  with open(path, 'rb') as file:
+    file.seek(-1, os.SEEK_END)
+    return file.read() != b'\n'
 
 
 def read(workdir: str | os.PathLike) -> dict[int, dict[str, float]]:

@@ -130,6 +130,7 @@ def train(config, *, workdir: str | os.PathLike, quiet: bool = False) -> Result:
   rules = mesh_section.pop('rules', (('.*', 'fsdp'),))
   mesh = config_lib.call(sharding.make_mesh, mesh_section, name='mesh')
   dataset_size = len(sources.RecordSource(data.path, split=data.split))
+  _check_batch_size(data, dataset_size)
   total = config_lib.duration(vars(options), 'total', batch_size=data.batch_size, dataset_size=dataset_size)
   schedule = Schedule(total=total, log=max(1, options.log_steps), evals=evals.every_steps or total,
                       save=saving.every_steps or total)
@@ -188,7 +189,11 @@ def _loop(state, step_fn, *, start, schedule, data, options, tokenizer, mesh, ke
     keeper.save(step, state, info={**info, 'examples_seen': step * data.batch_size, 'metrics': metrics or {}},
                 metrics=metrics)
 
-  with _stop_signal() as stop:
+  with _stop_signal() as stop, contextlib.ExitStack() as at_end:  # an error must not cost the metrics before it
+    if hasattr(batches, 'close'):
+      at_end.callback(batches.close)
+    if writer:
+      at_end.callback(writer.close)
     while step < schedule.total:
       with meter.waiting():
         element = next(batches)
@@ -200,7 +205,7 @@ def _loop(state, step_fn, *, start, schedule, data, options, tokenizer, mesh, ke
       if len(pending) > _IN_FLIGHT:
         jax.block_until_ready(pending[-1 - _IN_FLIGHT][1]['loss'])  # bounds the queue; the device stays busy
       progress.step()
-      stopping = stop.requested()
+      stopping = stop.requested() and step < schedule.total  # after the last step only the evaluation is left
       due = lambda every: step % every == 0 or step == schedule.total
       if not (due(schedule.log) or due(schedule.evals) or due(schedule.save) or stopping):
         continue
@@ -225,10 +230,6 @@ def _loop(state, step_fn, *, start, schedule, data, options, tokenizer, mesh, ke
         keeper.wait()
         progress.say(f'stopped by {stop.name} after step {step}; saved, run the same command to go on')
         break
-  if hasattr(batches, 'close'):
-    batches.close()
-  if writer:
-    writer.close()
   return Result('done' if step >= schedule.total else 'interrupted', step, schedule.total, workdir, evaluations)
 
 
@@ -241,7 +242,8 @@ def _fetch(pending, keeper) -> dict[str, float]:
   while pending:
     step, metrics = pending.popleft()
     latest = {k: float(v) for k, v in jax.device_get(metrics).items()}
-    bad = [k for k in ('loss', 'grad_norm') if not math.isfinite(latest[k])]
+    # The norm of the parameters is that after the update: a checkpoint of this step would hold them.
+    bad = [k for k in ('loss', 'grad_norm', 'param_norm') if not math.isfinite(latest[k])]
     if bad:
       last = f'the last good checkpoint is step {keeper.steps[-1]}' if keeper.steps else 'there is no checkpoint yet'
       values = ', '.join(f'{k} {v:.4g}' for k, v in latest.items())
@@ -256,7 +258,9 @@ def _shares(stats: collections.Counter) -> dict[str, float]:
   out = {'data/truncated_captions': ratio('truncated_captions', 'captions'),
          'data/truncated_region_captions': ratio('truncated_region_captions', 'region_captions'),
          'data/corrupt_images': stats['corrupt_images'], 'data/boxes_dropped': stats['boxes_dropped'],
-         'data/empty_captions': stats['empty_captions'], 'data/regions_seen_per_image': ratio('regions_seen', 'examples')}
+         'data/boxes_clipped': stats['boxes_clipped'], 'data/empty_captions': stats['empty_captions'],
+         'data/empty_region_captions': stats['empty_region_captions'], 'data/flipped': stats['flipped'],
+         'data/regions_seen_per_image': ratio('regions_seen', 'examples')}
   stats.clear()
   return out
 
@@ -355,11 +359,18 @@ def _tokenizer(data: DataOptions, workdir: pathlib.Path) -> tokenizer_lib.Tokeni
   return tokenizer
 
 
+def _check_batch_size(data: DataOptions, dataset_size: int) -> None:
+  hosts, devices = jax.process_count(), jax.device_count()
+  if data.batch_size < 1 or data.batch_size % hosts or data.batch_size % devices:
+    raise ValueError(f'config.data.batch_size: {data.batch_size} does not divide over {hosts} hosts and {devices} '
+                     'devices')
+  if data.batch_size > dataset_size:
+    raise ValueError(f'config.data.batch_size: {data.batch_size}, but {data.path}, split {data.split!r}, has '
+                     f'{dataset_size} examples')
+
+
 def _dataset(data: DataOptions, *, tokenizer, seed, skip_examples):
   hosts = jax.process_count()
-  if data.batch_size % hosts or data.batch_size % jax.device_count():
-    raise ValueError(f'config.data.batch_size: {data.batch_size} does not divide over {hosts} hosts and '
-                     f'{jax.device_count()} devices')
   own = {k: v for k, v in vars(data).items() if k not in ('path', 'tokenizer', 'batch_size')}
   return pipeline.train_dataset(data.path, tokenizer=tokenizer, batch_size=data.batch_size // hosts, seed=seed,
                                 process_index=jax.process_index(), process_count=hosts,
@@ -373,8 +384,8 @@ def _state(model, tx, data: DataOptions, keeper, *, mesh, rules, options: TrainO
   ema = options.ema_decay > 0
   shapes = train_step.abstract_state(model, tx, batch, ema=ema)
   # Fails on an unknown loss key now, by name, and not inside the first compilation.
-  jax.eval_shape(lambda p, b: config_lib.call(losses.total, loss, model.apply({'params': p}, b), b, name='loss'),
-                 shapes.params, batch)
+  jax.eval_shape(lambda s, b: config_lib.call(losses.total, loss, model.apply({'params': s.params}, b), b, name='loss',
+                                              step=s.step), shapes, batch)
   shardings = train_step.state_sharding(shapes, mesh=mesh, rules=rules)
   abstract = jax.tree.map(lambda s, d: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=d), shapes, shardings)
   found = keeper.restore_latest(abstract)

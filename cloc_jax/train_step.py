@@ -67,7 +67,8 @@ def _join(x):
   return jnp.moveaxis(x, 0, 1).reshape(x.shape[0] * x.shape[1], *x.shape[2:])
 
 
-def loss_and_grads(model: Cloc, params, batch: Batch, *, loss: Mapping[str, Any], micro_batches: int = 1):
+def loss_and_grads(model: Cloc, params, batch: Batch, *, loss: Mapping[str, Any], micro_batches: int = 1,
+                   step=None):
   """(loss, metrics, gradients) of the global batch, exactly, however many micro-batches it is computed in.
 
   With several, the contrastive denominators still run over the whole batch (GradCache, Gao et al. 2021): embed all
@@ -82,7 +83,7 @@ def loss_and_grads(model: Cloc, params, batch: Batch, *, loss: Mapping[str, Any]
   forward = lambda p, b: model.apply({'params': p}, b)
   if micro_batches == 1:
     def objective(p):
-      return losses.total(forward(p, batch), batch, **loss)
+      return losses.total(forward(p, batch), batch, step=step, **loss)
     (value, metrics), grads = jax.value_and_grad(objective, has_aux=True)(params)
     return value, metrics, grads
 
@@ -91,7 +92,7 @@ def loss_and_grads(model: Cloc, params, batch: Batch, *, loss: Mapping[str, Any]
   # Scalars (temperatures) come out once a part, all equal; everything else has a batch axis.
   joined = jax.tree.map(lambda x: x[0] if x.ndim == 1 else _join(x), cached)
   (value, metrics), d_outputs = jax.value_and_grad(
-      lambda o: losses.total(o, batch, **loss), has_aux=True)(joined)
+      lambda o: losses.total(o, batch, step=step, **loss), has_aux=True)(joined)
   d_parts = jax.tree.map(lambda x: jnp.broadcast_to(x / micro_batches, (micro_batches,)) if x.ndim == 0
                          else _split(x, micro_batches), d_outputs)
 
@@ -107,7 +108,8 @@ def loss_and_grads(model: Cloc, params, batch: Batch, *, loss: Mapping[str, Any]
 def train_step(state: TrainState, batch: Batch, *, model: Cloc, tx: optax.GradientTransformation,
                rate: optax.Schedule, loss: Mapping[str, Any], micro_batches: int = 1, ema_decay: float = 0.0):
   """One update. Returns (state, metrics of float32 scalars)."""
-  _, metrics, grads = loss_and_grads(model, state.params, batch, loss=loss, micro_batches=micro_batches)
+  _, metrics, grads = loss_and_grads(model, state.params, batch, loss=loss, micro_batches=micro_batches,
+                                     step=state.step)
   updates, opt_state = tx.update(grads, state.opt_state, state.params)
   params = optax.apply_updates(state.params, updates)
   # SPEC §2: the similarity's scale stays at or under 100.

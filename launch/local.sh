@@ -8,7 +8,7 @@ CLOC=.venv/bin/cloc
 
 if [ ! -e "$RUN/scenes/dataset_info.json" ]; then
   echo "Drawing the embedded data set …"
-  "$CLOC" data scenes --preset local --out "$RUN/scenes" --train "${SCENES:-60000}" --val 1000 --unseen 1000 --overwrite
-  "$CLOC" data inspect "$RUN/scenes" --out "$RUN/scenes.html" --image-size 64
+  "$CLOC" data scenes --preset local --size 72 --out "$RUN/scenes" --train "${SCENES:-50000}" --val 1000 --unseen 1000 --overwrite
+  "$CLOC" data inspect "$RUN/scenes" --out "$RUN/scenes.html" --image-size 72
 fi
 exec "$CLOC" train --config configs/scenes_local.py --workdir "$RUN" --config.data.path="$RUN/scenes" --report "$@"

@@ -37,7 +37,8 @@ def test_the_first_matching_rule_decides_and_matches_whole_paths():
 
 
 def test_paths_without_a_rule_are_named():
-  with pytest.raises(ValueError, match=r"mesh.rules: no rule matches \['img/cls', 't'\] \(2 parameters\); rules: \['.*kernel'\]"):
+  message = r"mesh.rules: no rule matches \['img/cls', 't'\] \(2 parameters\); rules: \['.*kernel'\]"
+  with pytest.raises(ValueError, match=message):
     trees.match_rules(tree(), [('.*kernel', 1)], what='mesh.rules')
 
 
@@ -87,7 +88,8 @@ LAYERS = 12  # two digits: sorting by name would misplace layer 10
 
 def stacked():
   rng = np.random.default_rng(0)
-  block = {'LayerNorm_0': {'scale': rng.normal(size=(LAYERS, 3))}, 'MlpBlock_0': {'Dense_0': {'kernel': rng.normal(size=(LAYERS, 3, 5))}}}
+  block = {'LayerNorm_0': {'scale': rng.normal(size=(LAYERS, 3))},
+           'MlpBlock_0': {'Dense_0': {'kernel': rng.normal(size=(LAYERS, 3, 5))}}}
   return {'img': {'Transformer': {'encoderblock': block, 'encoder_norm': {'scale': np.ones(3)}}},
           'txt': {'Encoder_0': {'encoderblock': {'k': rng.normal(size=(2, 4))}}}, 't': np.float32(1)}
 
@@ -119,5 +121,5 @@ def test_a_stack_without_one_of_its_layers_is_an_error():
 def test_a_layer_that_lacks_one_parameter_is_an_error(layer):
   loop = trees.scan_to_loop(stacked())
   del loop['img']['Transformer'][f'encoderblock_{layer}']['LayerNorm_0']
-  with pytest.raises(ValueError, match=rf'img/Transformer/encoderblock/LayerNorm_0/scale: layers \[{layer}\] are missing'):
+  with pytest.raises(ValueError, match=rf'encoderblock/LayerNorm_0/scale: layers \[{layer}\] are missing'):
     trees.loop_to_scan(loop)

@@ -1,6 +1,7 @@
 """Sprites: the things that can stand in a scene. Three sources behind one small interface.
 
   shapes          20 drawn kinds × 10 colours × 4 textures (the default). Categories are 'red circle', …
+  shapes:10x8     the same of 10 kinds (the most distinct) and 8 colours.
   emoji:FONT.ttf  every single-code-point picture of a colour-emoji font, named by its Unicode name: over a thousand
                   concepts (Noto Color Emoji has about 1 350).
   folder:DIR      every RGBA PNG file of a folder, named by the file's stem ('fire_engine.png' → 'fire engine').
@@ -18,6 +19,7 @@ import difflib
 import functools
 import hashlib
 import math
+import re
 import struct
 
 import cv2
@@ -276,18 +278,30 @@ def _palette_of(color):
 _PALETTES = {color: _palette_of(color) for color in COLORS}
 
 
+# The kinds that are hardest to confuse at a dozen pixels, for data sets of fewer kinds.
+_DISTINCT = ('circle', 'square', 'triangle', 'star', 'ring', 'heart', 'cross', 'moon', 'arrow', 'tree')
+
+
 class ShapeSprites(SpriteSource):
-  """Drawn shapes: layer 0 is the body, layer 1 the texture, layer 2 the outline."""
+  """Drawn shapes: layer 0 is the body, layer 1 the texture, layer 2 the outline.
+
+  kinds, colors: how many of each; fewer kinds take the most distinct ones.
+  """
   textures = TEXTURES
 
-  def __init__(self):
+  def __init__(self, *, kinds: int = len(KINDS), colors: int = len(COLORS)):
     super().__init__()
-    self.concepts = tuple(Concept(kind, color, f'{color} {kind}', i * len(COLORS) + j)
-                          for i, kind in enumerate(KINDS) for j, color in enumerate(COLORS))
+    if not (2 <= kinds <= len(KINDS) and 2 <= colors <= len(COLORS)):
+      raise ValueError(f'sprites: expected 2 to {len(KINDS)} kinds and 2 to {len(COLORS)} colors, '
+                       f'got {kinds} and {colors}')
+    ordered = KINDS if kinds == len(KINDS) else (*_DISTINCT, *(k for k in KINDS if k not in _DISTINCT))[:kinds]
+    names = tuple(COLORS)[:colors]
+    self.concepts = tuple(Concept(kind, color, f'{color} {kind}', i * colors + j)
+                          for i, kind in enumerate(ordered) for j, color in enumerate(names))
     # One pair of every kind and two of every colour on a diagonal, then a second diagonal for half of the kinds:
     # 15 % in all, 3 per colour, 1 or 2 per kind, so that no kind and no colour is missing from training.
-    held_out = lambda i, j: (j - i) % len(COLORS) == 0 or (2 * i < len(KINDS) and (j - i) % len(COLORS) == 3)
-    self.unseen = frozenset(c.index for c in self.concepts if held_out(*divmod(c.index, len(COLORS))))
+    held_out = lambda i, j: (j - i) % colors == 0 or (2 * i < kinds and (j - i) % colors == 3)
+    self.unseen = frozenset(c.index for c in self.concepts if held_out(*divmod(c.index, colors)))
 
   def palette(self, concept, jitter):
     shift = np.asarray(jitter, np.float32)
@@ -313,7 +327,7 @@ class ShapeSprites(SpriteSource):
 
 @functools.lru_cache(maxsize=8)
 def load_sprites(spec: str) -> SpriteSource:
-  """'shapes', 'emoji:FONT.ttf' or 'folder:DIR' → the source.
+  """'shapes', 'shapes:KINDSxCOLORS', 'emoji:FONT.ttf' or 'folder:DIR' → the source.
 
   Raises:
     ValueError: an unknown kind of source, or a file that is not what it should be.
@@ -322,6 +336,9 @@ def load_sprites(spec: str) -> SpriteSource:
   if spec == 'shapes':
     return ShapeSprites()
   kind, colon, path = spec.partition(':')
+  counts = re.fullmatch(r'shapes:(\d+)x(\d+)', spec)
+  if counts:
+    return ShapeSprites(kinds=int(counts[1]), colors=int(counts[2]))
   if kind not in ('emoji', 'folder') or not colon or not path:
     near = difflib.get_close_matches(kind, ('shapes', 'emoji', 'folder'), n=1, cutoff=0.4)
     hint = f'; did you mean {near[0]!r}?' if near else ''

@@ -14,7 +14,7 @@ def _choice(name, options, what):
 
 def total(outputs: Outputs, batch: Batch, *, image_text: str = 'softmax', region_text: str = 'softmax',
           grounding: str = 'l2', region_weight: float = 1.0, grounding_weight: float = 1.0, lambda0: float = 1.0,
-          filter_threshold: float | None = 0.9):
+          filter_threshold: float | None = 0.9, filter_from_step: int = 0, step=None):
   """The scalar to minimise, and every term of it.
 
   Args:
@@ -25,6 +25,9 @@ def total(outputs: Outputs, batch: Batch, *, image_text: str = 'softmax', region
     region_weight, grounding_weight: factors of L_CLOC and L_grounding inside the bracket; 0 leaves a term out.
     lambda0: λ₀; λ = λ₀ · (images that have a region) / (images).
     filter_threshold: region texts with a cosine above it are not each other's negatives; None turns it off.
+    filter_from_step: the filter waits for this step. A text tower that starts from random numbers finds all texts
+      alike; filtered, they would not be told apart by anything. The paper's long schedule needs no such wait.
+    step: the step this batch belongs to, scalar; None is "after the wait".
 
   Returns:
     (loss, metrics): metrics are float32 scalars, each a plain reading of its name.
@@ -42,6 +45,9 @@ def total(outputs: Outputs, batch: Batch, *, image_text: str = 'softmax', region
   bracket = jnp.zeros(())
   if outputs.z_region is not None and region_weight:
     contrast = _choice(region_text, CONTRASTS, 'loss.region_text')
+    if filter_threshold is not None and filter_from_step and step is not None:
+      # No cosine is above 2: the filter is there, and passes everything.
+      filter_threshold = jnp.where(step < filter_from_step, 2.0, filter_threshold)
     flat = lambda x: x.reshape(b * m, *x.shape[2:])
     region = contrast(flat(outputs.z_region), flat(outputs.z_region_text), logit_scale=outputs.region_logit_scale,
                       logit_bias=outputs.region_logit_bias, mask_n=flat(batch.region_mask),

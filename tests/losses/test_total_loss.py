@@ -158,6 +158,20 @@ def test_a_weight_of_zero_leaves_a_term_out():
   np.testing.assert_allclose(loss, metrics['loss_image_text'] + 0.75 * metrics['loss_grounding'], rtol=1e-6)
 
 
+def test_the_filter_waits_for_its_step():
+  run = jax.jit(lambda outputs, step: losses.total(outputs, make_batch(BOXES), filter_from_step=5, step=step)[1])
+  outputs = Outputs(**{k: np.asarray(v, np.float32) for k, v in VALUES.items()})
+  masks = {'boxes': BOXES, 'image_mask': IMAGE_MASK, 'region_mask': REGION_MASK}
+  (loss, filtered), (unfiltered_loss, _) = (total_twin(VALUES, **masks, filter_threshold=t) for t in (0.9, None))
+  assert abs(loss - unfiltered_loss) > 0.01
+  for step in (0, 4, 5, 6):
+    metrics = run(outputs, step)
+    np.testing.assert_allclose(metrics['loss'], unfiltered_loss if step < 5 else loss, rtol=1e-5)
+    np.testing.assert_allclose(metrics['filtered_pairs'], 0 if step < 5 else filtered['filtered_pairs'], rtol=1e-5)
+  (other, _), _ = evaluate(VALUES, make_batch(BOXES), filter_from_step=5)  # no step given: the wait is over
+  np.testing.assert_allclose(other, loss, rtol=1e-5)
+
+
 @pytest.mark.parametrize('option', ['image_text', 'region_text', 'grounding'])
 def test_an_unknown_choice_is_named(option):
   with pytest.raises(ValueError, match=f"loss.{option}: expected one of .* got 'softmx'"):

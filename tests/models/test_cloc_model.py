@@ -77,8 +77,8 @@ def parameter_shapes(model, batch):
                              'box_head/Dense_1/kernel': (5, 4)}),
 ], ids=['default', 'none', 'roi_align', 'separate_temperature', 'box_head_width'])
 def test_parameter_paths_and_shapes_are_golden(make_model, make_batch, overrides, expected):
-  got = {path: leaf.shape for path, leaf in trees.flatten(parameter_shapes(make_model(**overrides), make_batch())).items()}
-  assert got == expected
+  shapes = trees.flatten(parameter_shapes(make_model(**overrides), make_batch()))
+  assert {path: leaf.shape for path, leaf in shapes.items()} == expected
 
 
 def test_all_parameters_are_float32_whatever_the_activations(make_model, make_batch):
@@ -94,7 +94,7 @@ def ready_fixture(make_model, make_batch, randomize):
     model = make_model(dtype=dtype, **overrides)
     batch = make_batch(images=2)
     shapes = parameter_shapes(model, batch)
-    params = randomize(jax.tree.map(lambda x: np.zeros(x.shape), shapes), scale=0.3)
+    params = randomize(shapes)
     return model, params, batch, jax.jit(lambda params, batch: model.apply({'params': params}, batch))
   return ready
 

@@ -203,7 +203,8 @@ def test_box_and_text_prompts_from_the_parameters(pool):
     for j in range(3):
       codes = [corner_code(*boxes[i, j, at:at + 2].astype(float), grid=GRID) for at in (0, 2)]
       for corner in range(2):
-        box_prompts[i, j, corner] = codes[corner] @ of_own + codes[1 - corner] @ of_other + p['box_embed']['bias'][corner]
+        box_prompts[i, j, corner] = codes[corner] @ of_own + codes[1 - corner] @ of_other
+        box_prompts[i, j, corner] += p['box_embed']['bias'][corner]
       text_prompts[i, j, 0] = twin.dense(math.sqrt(E) * z_text[i, j].astype(float), p['text_embed'])
   run = jax.jit(functools.partial(model.apply, method=_touch_everything))
   z_region, z_grounded = run({'params': params}, tokens, boxes, z_text)

@@ -80,7 +80,8 @@ def code_of(x, y, *, dim, grid):
   quarter = dim // 4
   longest = max(2 * grid, 4)
   periods = [longest * (2 / longest)**(i / (quarter - 1)) for i in range(quarter)]
-  return [f(2 * math.pi * value * grid / period) for value in (x, y) for f in (math.sin, math.cos) for period in periods]
+  waves = [2 * math.pi * grid / period for period in periods]
+  return [f(at * wave) for at in (x, y) for f in (math.sin, math.cos) for wave in waves]
 
 
 def test_sinusoidal_positions_have_no_table_and_follow_their_definition():
@@ -137,11 +138,11 @@ def test_scanned_blocks_are_the_blocks_one_after_another():
   _, params = build()
   params = params['Transformer']
   x = np.random.default_rng(4).normal(size=(2, 5, 16)).astype(np.float32)
-  got = layers.Encoder(depth=2, heads=2, mlp_dim=64).apply({'params': params}, x)
-  block = layers.EncoderBlock(heads=2, mlp_dim=64)
+  got = jax.jit(layers.Encoder(depth=2, heads=2, mlp_dim=64).apply)({'params': params}, x)
+  block = jax.jit(layers.EncoderBlock(heads=2, mlp_dim=64).apply)
   want = x
   for layer in range(2):
-    want, _ = block.apply({'params': jax.tree.map(lambda leaf, layer=layer: leaf[layer], params['encoderblock'])}, want)
+    want, _ = block({'params': jax.tree.map(lambda leaf, layer=layer: leaf[layer], params['encoderblock'])}, want)
   p = params['encoder_norm']
   want = (want - want.mean(-1, keepdims=True)) / np.sqrt(np.var(want, -1, keepdims=True) + 1e-5)
   np.testing.assert_allclose(got, want * p['scale'][None, None] + p['bias'][None, None], rtol=1e-4, atol=1e-5)
