@@ -70,7 +70,8 @@ def _parser() -> argparse.ArgumentParser:
   evaluate.add_argument('--pool-limit', type=int, help='the first so many regions alone, for region retrieval')
   evaluate.add_argument('--region-embedding', choices=('model', 'crop'), default='model',
                         help='crop: cut every box out and encode it as an image')
-  evaluate.add_argument('--out', metavar='DIR', help='write SPLIT.json there; default: CHECKPOINT/evals')
+  evaluate.add_argument('--out', metavar='DIR', help='write SPLIT.json there; default: RUN/evals, or RUN/evals/DATA for another data '
+                        "set than the run's own")
   evaluate.set_defaults(run=_eval)
 
   report = verbs.add_parser('report', help='write an HTML page about a run, with pictures',
@@ -178,7 +179,7 @@ def _eval(args) -> int:
   from cloc_jax import evaluate, inference
   cloc = inference.load(args.checkpoint, step=args.step)
   splits = evaluate.splits_to_evaluate(args.data, args.split)
-  out = pathlib.Path(args.out) if args.out else pathlib.Path(cloc.info['path']).parent / 'evals'
+  out = pathlib.Path(args.out) if args.out else _evals_folder(cloc, args)
   columns = {}
   for split in splits:
     evaluation, _ = evaluate.run(cloc.functions, cloc.params, path=args.data, split=split,
@@ -192,6 +193,16 @@ def _eval(args) -> int:
       print(f'{split}: {what} not measured: {why}', file=sys.stderr)
   print(evaluate.table(columns))
   return 0
+
+
+def _evals_folder(cloc, args):
+  """The run's own evaluations are what its report shows; anything else gets a folder of its own beside them."""
+  folder = pathlib.Path(cloc.info['path']).parent / 'evals'
+  own = pathlib.Path(cloc.info['config']['data']['path']).resolve() == pathlib.Path(args.data).resolve()
+  if own and args.region_embedding == 'model' and args.limit is None and args.step is None:
+    return folder
+  return folder / '-'.join([pathlib.Path(args.data).resolve().name, f'step{cloc.info["step"]}',
+                            *(['crop'] if args.region_embedding == 'crop' else [])])
 
 
 def _counter(what):

@@ -281,15 +281,16 @@ def load(path: str | os.PathLike, *, step: int | None = None) -> Cloc:
   """
   folder, named = checkpoint.find(path)
   keeper = checkpoint.Checkpointer(folder, read_only=True)
-  step = named if step is None else step
-  step = keeper.steps[-1] if step is None else step
-  if step not in keeper.steps:
-    raise FileNotFoundError(f'{folder}: no step {step}; it holds {keeper.steps}')
-  info = keeper.info(step)
+  try:
+    step = named if step is None else step
+    step = keeper.steps[-1] if step is None else step
+    if step not in keeper.steps:
+      raise FileNotFoundError(f'{folder}: no step {step}; it holds {keeper.steps}')
+    info, params = keeper.info(step), keeper.restore_params(step)
+  finally:
+    keeper.close()
   tokenizer = tokenizer_lib.Tokenizer.from_dict(info['tokenizer'])
   model = build_model(info['config'], tokenizer=tokenizer)
-  params = keeper.restore_params(step)
-  keeper.close()
   preprocessing = Preprocessing(**info['preprocessing'])
   _check_fit(model, params, preprocessing, where=f'{folder}, step {step}')
   return Cloc(model, params, tokenizer=tokenizer, preprocessing=preprocessing,

@@ -84,9 +84,9 @@ class SceneSpec:
 # Textures, backgrounds, wording and the held-out pairs are as in 'full'.
 PRESETS = {
     'full': SceneSpec(),
-    'local': SceneSpec(sprites='shapes:10x8', min_objects=2, max_objects=5, count_weights=(3, 4, 3, 2),
-                       sizes=(('small', 0.25, 0.30), ('medium', 0.34, 0.40), ('large', 0.44, 0.52)),
-                       solid_share=0.7, clutter=3, noise=4.0, min_visible=0.75, overhang=0.1),
+    'local': SceneSpec(sprites='shapes:10x8', min_objects=2, max_objects=4, count_weights=(3, 4, 4),
+                       sizes=(('small', 0.27, 0.32), ('medium', 0.36, 0.42), ('large', 0.46, 0.54)),
+                       solid_share=0.8, clutter=2, noise=4.0, min_visible=0.8, overhang=0.08),
 }
 
 

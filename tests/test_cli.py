@@ -1,0 +1,204 @@
+"""`cloc` as it is typed: help, verbs that make files, and errors that fit on a line."""
+import json
+import re
+import subprocess
+import sys
+
+import pytest
+import tiny_experiment as tiny
+
+from cloc_jax import cli
+from cloc_jax.data import schema
+
+
+@pytest.fixture(name='base', scope='module')
+def base_fixture(tmp_path_factory):
+  return tmp_path_factory.getbasetemp()
+
+
+@pytest.fixture(name='data', scope='module')
+def data_fixture(base):
+  return tiny.data(base)
+
+
+@pytest.fixture(name='run', scope='module')
+def run_fixture(base):
+  run = tiny.run(base)
+  assert run.finished.status == 0, run.finished.err
+  return run
+
+
+def stopped(argv):
+  """The exit status of a command that argparse ends."""
+  with pytest.raises(SystemExit) as ended:
+    cli.main(argv)
+  return ended.value.code
+
+
+# --- help
+
+
+@pytest.mark.parametrize('verb, names', [
+    ([], ['train', 'eval', 'report', 'data', '--debug']),
+    (['train'], ['--config FILE.py[:ARGS]', '--workdir DIR', '--report', '--coordinator HOST:PORT', '--num-processes',
+                 '--process-id', '--config.optim.learning_rate=1e-3', 'resume']),
+    (['eval'], ['--checkpoint DIR', '--data PATH', '--split NAME', '--step', '--batch-size', '--limit', '--pool-limit',
+                '--region-embedding {model,crop}', '--out DIR']),
+    (['report'], ['--workdir DIR', '--out FILE', '--images']),
+    (['data'], ['scenes', 'import-coco', 'inspect']),
+    (['data', 'scenes'], ['--out DIR', '--train', '--val', '--unseen', '--size', '--seed', '--sprites SPEC',
+                          '--preset {full,local}', '--encoding {jpeg,png}', '--num-workers', '--overwrite']),
+    (['data', 'import-coco'], ['--split NAME', '--images DIR', '--instances FILE.json', '--captions FILE.json',
+                               '--out DIR', '--name', '--allow-missing', '--overwrite']),
+    (['data', 'inspect'], ['DATASET', '--split', '--out FILE', '--count', '--image-size', '--regions', '--seed',
+                           '--flip']),
+])
+def test_help(capsys, verb, names):
+  assert stopped([*verb, '--help']) == 0
+  out, err = capsys.readouterr()
+  text = re.sub(r'\s+', ' ', out)
+  assert err == '' and text.startswith(f'usage: {" ".join(["cloc", *verb])} ')
+  for name in names:
+    assert name in text, name
+  described = text.split('options:')[0]
+  assert len(described.split(']')[-1].split()) >= 3, 'a verb says in a sentence what it does'
+
+
+def test_help_is_quick():
+  """Nothing heavy is imported to print a page of text."""
+  code = ('import sys\nfrom cloc_jax import cli\ntry: cli.main(["train", "--help"])\nexcept SystemExit: pass\n'
+          'print(sorted({m.split(".")[0] for m in sys.modules} & {"jax", "flax", "grain", "orbax", "cv2", "numpy"}))')
+  out = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True, cwd=tiny.ROOT).stdout
+  assert out.splitlines()[-1] in ('[]', "['numpy']")
+
+
+@pytest.mark.parametrize('argv, message', [
+    ([], 'required: VERB'),
+    (['trian'], "invalid choice: 'trian'"),
+    (['data', 'scene'], "invalid choice: 'scene'"),
+    (['train', '--config', 'x.py'], 'required: --workdir'),
+    (['train', '--config', 'x.py', '--workdir', 'w', '--reprot'], 'unrecognized arguments: --reprot'),
+    (['eval', '--checkpoint', 'x', '--data', 'y', '--region-embedding', 'cut'], "invalid choice: 'cut'"),
+    (['report', '--workdir', 'x', '--config.train.seed=1'], '--config.KEY=VALUE belongs to `cloc train`'),
+])
+def test_wrong_arguments(capsys, argv, message):
+  assert stopped(argv) == 2
+  err = capsys.readouterr().err
+  assert message in err and err.startswith('usage: cloc')
+
+
+# --- errors that a user can mend
+
+
+@pytest.mark.parametrize('argv, message', [
+    (['train', '--config', 'configs/scenes_locl.py', '--workdir', 'W'], "Did you mean 'scenes_local.py'?"),
+    (['train', '--config', 'TINY:DATA', '--workdir', 'W', '--config.optim.lerning_rate=1'],
+     "--config.optim.lerning_rate: no such key. Did you mean 'learning_rate'?"),
+    (['train', '--config', 'TINY:DATA', '--workdir', 'W', '--config.data.batch_size', 'many'],
+     "--config.data.batch_size: expected int (now 16), got str 'many'"),
+    (['train', '--config', 'TINY:/nowhere/data', '--workdir', 'W'], 'no data set at /nowhere/data'),
+    (['train', '--config', 'TINY:DATA', '--workdir', 'W', '--coordinator', 'host:1'], '--coordinator needs'),
+    (['eval', '--checkpoint', '/nowhere/run', '--data', 'DATA'], '/nowhere/run does not exist'),
+    (['report', '--workdir', '/nowhere/run'], '/nowhere/run'),
+    (['data', 'scenes', '--out', 'DATA', '--train', '1', '--num-workers', '1'], 'holds a data set already'),
+    (['data', 'scenes', '--out', 'W/s', '--sprites', 'folder:/nowhere'], '/nowhere'),
+    (['data', 'inspect', 'DATA', '--split', 'vla'], "no split 'vla'"),
+    (['data', 'inspect', '/nowhere/data'], 'no data set at /nowhere/data'),
+    (['data', 'import-coco', '--images', 'a', '--images', 'b', '--instances', 'c', '--out', 'W/c'],
+     'expected as many --split (1) as --images (2)'),
+    (['data', 'import-coco', '--images', '/nowhere', '--instances', '/nowhere/i.json', '--out', 'W/c'], '/nowhere'),
+])
+def test_errors_are_one_line(capsys, data, tmp_path, monkeypatch, argv, message):
+  monkeypatch.chdir(tiny.ROOT)
+  stand_for = {'TINY:DATA': f'{tiny.CONFIG}:{data}', 'TINY:/nowhere/data': f'{tiny.CONFIG}:/nowhere/data',
+               'DATA': str(data), 'W': str(tmp_path / 'w'), 'W/s': str(tmp_path / 's'), 'W/c': str(tmp_path / 'c')}
+  argv = [stand_for.get(arg, arg) for arg in argv]
+  assert cli.main(argv) == 2
+  out, err = capsys.readouterr()
+  assert out == '' and err.count('\n') == 1 and err.startswith(f'cloc {argv[0]}: ') and message in err
+  with pytest.raises(Exception, match=re.escape(message).replace(r'\ ', ' ').split("'")[0]):
+    cli.main(['--debug', *argv])
+
+
+def test_other_errors_keep_their_traceback(monkeypatch):
+  def broken(*args, **kwargs):
+    raise RuntimeError('a mistake of ours')
+  monkeypatch.setattr('cloc_jax.report.write', broken)
+  with pytest.raises(RuntimeError, match='a mistake of ours'):
+    cli.main(['report', '--workdir', 'x'])
+
+
+# --- data
+
+
+def test_scenes_are_drawn_as_asked(tmp_path, capsys):
+  argv = ['data', 'scenes', '--out', str(tmp_path / 's'), '--train', '5', '--val', '3', '--unseen', '2', '--size', '32',
+          '--seed', '4', '--preset', 'local', '--encoding', 'png', '--num-workers', '1']
+  assert cli.main(argv) == 0
+  out = capsys.readouterr().out
+  assert str(tmp_path / 's') in out and json.loads(out.split(': ', 1)[1]) == {'train': 5, 'val': 3, 'unseen': 2}
+  assert dict(schema.read_meta(tmp_path / 's').splits) == {'train': 5, 'val': 3, 'unseen': 2}
+  assert cli.main([*argv, '--overwrite', '--val', '0']) == 0
+  assert dict(schema.read_meta(tmp_path / 's').splits) == {'train': 5, 'unseen': 2}
+
+
+def test_inspect_draws_a_page(data, tmp_path, capsys):
+  out = tmp_path / 'page.html'
+  assert cli.main(['data', 'inspect', str(data), '--split', 'val', '--out', str(out), '--count', '3',
+                   '--image-size', '48']) == 0
+  counts, path = capsys.readouterr().out.splitlines()
+  assert path == str(out) and json.loads(counts)['examples'] == 3
+  assert out.read_text().count('data:image/') == 3
+
+
+def test_coco_is_imported(coco_mini, tmp_path, capsys):
+  annotations = coco_mini / 'annotations'
+  argv = ['data', 'import-coco', '--out', str(tmp_path / 'coco'), '--split', 'val',
+          '--images', str(coco_mini / 'val2017'), '--instances', str(next(annotations.glob('instances_val*.json'))),
+          '--captions', str(next(annotations.glob('captions_val*.json')))]
+  assert cli.main(argv) == 0
+  out = capsys.readouterr().out
+  count = len(list((coco_mini / 'val2017').glob('*.jpg')))
+  assert schema.read_meta(tmp_path / 'coco').splits == {'val': count}
+  assert out.splitlines()[-1] == str(tmp_path / 'coco') and str(count) in out
+
+
+# --- a checkpoint's verbs
+
+
+@pytest.mark.slow
+def test_eval_agrees_with_the_evaluation_of_training(run, tmp_path, capsys):
+  argv = ['eval', '--checkpoint', str(run.workdir), '--data', str(run.data), '--batch-size', '5']
+  assert cli.main([*argv, '--out', str(tmp_path), '--split', 'val']) == 0
+  out = capsys.readouterr().out
+  assert '| metric, % ' in out and '| val ' in out and 'unseen' not in out
+  got = json.loads((tmp_path / 'val.json').read_text())
+  want = json.loads((run.workdir / 'evals' / 'val.json').read_text())
+  assert got['step'] == tiny.TOTAL and got['split'] == 'val' and got['region_embedding'] == 'model'
+  assert got['metrics'].keys() == want['metrics'].keys()
+  assert got['metrics'] == pytest.approx(want['metrics'], abs=0.02)  # a near tie may fall otherwise
+
+  assert cli.main([*argv, '--out', str(tmp_path / 'crop'), '--region-embedding', 'crop', '--limit', '6', '--step',
+                   '40']) == 0  # all splits but train
+  out = capsys.readouterr().out
+  assert '| val ' in out and '| unseen ' in out and 'train' not in out
+  cropped = json.loads((tmp_path / 'crop' / 'unseen.json').read_text())
+  assert (cropped['region_embedding'], cropped['limit'], cropped['step']) == ('crop', 6, 40)
+  assert cropped['metrics']['region_retrieval/regions'] < want['metrics']['region_retrieval/regions']
+
+
+def test_eval_names_the_splits_and_steps_there_are(run, capsys):
+  argv = ['eval', '--checkpoint', str(run.workdir), '--data', str(run.data)]
+  assert cli.main([*argv, '--split', 'tset']) == 2
+  assert "no split 'tset'; it has ['train', 'val', 'unseen']" in capsys.readouterr().err
+  assert cli.main([*argv, '--step', '41']) == 2
+  assert 'no step 41; it holds [10, 20, 30, 40, 50, 60]' in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_report_is_one_page_with_pictures(run, tmp_path, capsys):
+  out = tmp_path / 'report.html'
+  assert cli.main(['report', '--workdir', str(run.workdir), '--out', str(out), '--images', '2']) == 0
+  assert capsys.readouterr().out.strip() == str(out)
+  text = out.read_text()
+  assert text.startswith('<!doctype html>') and 'data:image/' in text and 'unseen' in text
