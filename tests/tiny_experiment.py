@@ -69,7 +69,7 @@ class Finished:
   err: str
 
 
-def finish(process: subprocess.Popen, *, timeout: float = 180) -> Finished:
+def finish(process: subprocess.Popen, *, timeout: float = 600) -> Finished:
   """Waits for a process; one that hangs is killed and fails the test."""
   try:
     out, err = process.communicate(timeout=timeout)
@@ -79,7 +79,7 @@ def finish(process: subprocess.Popen, *, timeout: float = 180) -> Finished:
   return Finished(process.returncode, out, err)
 
 
-def wait_until(condition, process: subprocess.Popen, *, timeout: float = 180) -> None:
+def wait_until(condition, process: subprocess.Popen, *, timeout: float = 600) -> None:
   """Polls often, since the run it watches makes a step in milliseconds."""
   end = time.monotonic() + timeout
   while not condition():

@@ -79,6 +79,8 @@ class _Kernel(nn.Module):
 #   5. Values pass as they are and come out negated, and the MLP starts small. An image token reads itself, so its output
 #      is what it was minus what it read, about nothing: the global average then starts as the prompt tokens' outputs
 #      too, instead of as a mean of the whole image in which two tokens of many hundreds are lost.
+#   6. The text embedding starts as minus the transposed projection head. Once a region's embedding is like its phrase's,
+#      a phrase's token is then like the image tokens that hold the thing, and attends to them.
 _LONG_WAVES = 0.6       # share of the frequencies
 _QUERY_GAIN = 6.0
 _CODE_SCALE = 0.01
@@ -108,6 +110,17 @@ def _constant_init(key, shape, dtype=jnp.float32):
   """Random signs in the channels that queries do not read; (…, D)."""
   signs = jax.random.rademacher(key, shape, dtype)
   return _CONSTANT_SCALE * signs * jnp.asarray(~_long_waves(shape[-1]), dtype).reshape((1,) * (len(shape) - 1) + (-1,))
+
+
+def _head_init(key, shape, dtype=jnp.float32):
+  """(D, E). One fixed draw, whatever the seed: the text embedding has to start from the same numbers."""
+  del key
+  return jax.random.normal(jax.random.key(0), shape, dtype) * shape[0]**-0.5
+
+
+def _text_embed_init(key, shape, dtype=jnp.float32):
+  """(E, D)."""
+  return -_CODE_SCALE * math.sqrt(shape[1] / shape[0]) * _head_init(key, shape[::-1], dtype).T
 
 
 def _corners_init(key, shape, dtype=jnp.float32):
@@ -337,14 +350,13 @@ class Prompter(nn.Module):
     if self.pool not in POOLS:
       raise ValueError(f'prompter pool: expected one of {POOLS}, got {self.pool!r}')
     self.box_embed = _BoxEmbed(self.width, name='box_embed')
-    self.text_embed = nn.Dense(self.width, dtype=jnp.float32, name='text_embed', bias_init=_constant_init,
-                               kernel_init=nn.initializers.normal(_CODE_SCALE * self.out_dim**-0.5))
+    self.text_embed = nn.Dense(self.width, dtype=jnp.float32, kernel_init=_text_embed_init, bias_init=_constant_init,
+                               name='text_embed')
     self.norm_0 = _Norm(self.width, name='LayerNorm_0')
     self.attention = _Attention(self.width, name='MultiHeadDotProductAttention_0')
     self.norm_1 = _Norm(self.width, name='LayerNorm_1')
     self.mlp = _Mlp(self.width, self.mlp_ratio * self.width, name='MlpBlock_0')
-    self.head = nn.Dense(self.out_dim, dtype=jnp.float32, kernel_init=nn.initializers.normal(self.width**-0.5),
-                         use_bias=False, name='head')
+    self.head = nn.Dense(self.out_dim, dtype=jnp.float32, kernel_init=_head_init, use_bias=False, name='head')
 
   def block_params(self) -> BlockParams:
     return BlockParams(self.norm_0(), self.attention(), self.norm_1(), self.mlp())
