@@ -75,6 +75,7 @@ def finish(process: subprocess.Popen, *, timeout: float = 600) -> Finished:
     out, err = process.communicate(timeout=timeout)
   except subprocess.TimeoutExpired:
     process.kill()
+    process.communicate()
     raise
   return Finished(process.returncode, out, err)
 
