@@ -356,8 +356,8 @@ class Prompter(nn.Module):
     if self.pool not in POOLS:
       raise ValueError(f'prompter pool: expected one of {POOLS}, got {self.pool!r}')
     self.box_embed = _BoxEmbed(self.width, name='box_embed')
-    self.text_embed = nn.Dense(self.width, dtype=jnp.float32, kernel_init=_text_embed_init, bias_init=_constant_init(_TEXT_SCALE),
-                               name='text_embed')
+    self.text_embed = nn.Dense(self.width, dtype=jnp.float32, kernel_init=_text_embed_init,
+                               bias_init=_constant_init(_TEXT_SCALE), name='text_embed')
     self.norm_0 = _Norm(self.width, name='LayerNorm_0')
     self.attention = _Attention(self.width, name='MultiHeadDotProductAttention_0')
     self.norm_1 = _Norm(self.width, name='LayerNorm_1')
