@@ -78,7 +78,7 @@ def loss_and_grads(model: Cloc, params, batch: Batch, *, loss: Mapping[str, Any]
   Raises:
     ValueError: when the batch does not divide.
   """
-  if batch.size % micro_batches:
+  if micro_batches < 1 or batch.size % micro_batches:
     raise ValueError(f'train.micro_batches: {micro_batches} does not divide the batch of {batch.size}')
   forward = lambda p, b: model.apply({'params': p}, b)
   if micro_batches == 1:

@@ -129,16 +129,18 @@ def loop_to_scan(params):
   Raises:
     ValueError: when a stack lacks a layer.
   """
-  out, stacks = {}, {}
+  out, stacks, depths = {}, {}, {}
   for path, leaf in flatten(params).items():
     found = re.fullmatch(rf'(.*?/)?{_STACKED}_(\d+)/(.*)', path)
     if not found:
       out[path] = leaf
       continue
-    stacks.setdefault(f'{found[1] or ""}{_STACKED}/{found[3]}', {})[int(found[2])] = leaf
-  for path, layers in stacks.items():
-    missing = sorted(set(range(max(layers) + 1)) - set(layers))
+    stack, layer = f'{found[1] or ""}{_STACKED}', int(found[2])
+    stacks.setdefault((stack, found[3]), {})[layer] = leaf
+    depths[stack] = max(depths.get(stack, 0), layer + 1)
+  for (stack, rest), layers in stacks.items():
+    missing = sorted(set(range(depths[stack])) - set(layers))
     if missing:
-      raise ValueError(f'{path}: layers {missing} are missing')
-    out[path] = np.stack([layers[i] for i in range(len(layers))])
+      raise ValueError(f'{stack}/{rest}: layers {missing} are missing')
+    out[f'{stack}/{rest}'] = np.stack([layers[i] for i in range(len(layers))])
   return unflatten(out)

@@ -51,6 +51,9 @@ class Cloc(nn.Module):
       raise ValueError(f'region_encoder: expected one of {REGION_ENCODERS}, got {self.region_encoder!r}')
     # SigLIP has no projection: its config sets out_dim=0 and an embed_dim equal to the width.
     self.img = vit.ViT(**{'out_dim': self.embed_dim, **self.image}, dtype=self.dtype, name='img')
+    if not self.image.get('out_dim', self.embed_dim) and self.img.sizes().width != self.embed_dim:
+      raise ValueError(f'embed_dim: an image tower without projection (out_dim=0) gives its width, '
+                       f'{self.img.sizes().width}, but embed_dim is {self.embed_dim}')
     self.txt = text.TextTower(**self.text, out_dim=self.embed_dim, dtype=self.dtype, name='txt')
     if self.region_encoder == 'prompter':
       self.prompt = prompter.Prompter(width=self.img.sizes().width, out_dim=self.embed_dim, dtype=self.dtype,

@@ -40,6 +40,8 @@ class HeadProjection(nn.Module):
   @nn.compact
   def __call__(self, x_bnd):
     d = x_bnd.shape[-1]
+    if d % self.heads:
+      raise ValueError(f'attention: {self.heads} heads do not divide a width of {d}')
     kernel = self.param('kernel', nn.initializers.normal(d**-0.5), (d, self.heads, d // self.heads))
     bias = self.param('bias', nn.initializers.zeros, (self.heads, d // self.heads))
     x_bhnd = jnp.einsum('bnd,dhk->bhnk', x_bnd.astype(self.dtype), kernel.astype(self.dtype))
