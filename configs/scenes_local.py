@@ -20,7 +20,7 @@ def get_config(arg=''):
   # them out of each other's negatives for good, and they are never told apart (circle was found in 22 % of its boxes).
   config.loss = dict(image_text='softmax', region_text='softmax', grounding='l1_giou', lambda0=1.0, region_weight=1.0,
                      grounding_weight=1.0, filter_threshold=0.98, filter_from_step=2600)
-  config.optim = dict(learning_rate=1.5e-3, warmup_steps=200, b1=0.9, b2=0.98, weight_decay=0.1, clip_norm=1.0)
+  config.optim = dict(learning_rate=1e-3, warmup_steps=200, b1=0.9, b2=0.98, weight_decay=0.1, clip_norm=1.0)
   config.mesh = dict(data=-1, fsdp=1, rules=(('.*', 'fsdp'),))
   config.evals = dict(every_steps=1900, splits=('val', 'unseen'), batch_size=100, limit=1000)
   config.checkpoint = dict(every_steps=380, keep=2, best_metric='val/region_recognition/top1')
