@@ -3,6 +3,8 @@
 `configs/scenes_local.py:NAME` gives an ablation: clip, roi_align, prompt_pool, all_pool, no_filter, no_grounding, m2.
 Several join with a comma.
 """
+import difflib
+
 import ml_collections
 
 
@@ -26,6 +28,10 @@ def get_config(arg=''):
   config.checkpoint = dict(every_steps=380, keep=2, best_metric='val/region_recognition/top1')
   config.train = dict(total_steps=3800, seed=0, micro_batches=1, ema_decay=0.0, log_steps=25)
   for name in filter(None, arg.split(',')):
+    if name not in ABLATIONS:
+      near = difflib.get_close_matches(name, ABLATIONS, 1, 0.5)
+      raise ValueError(f'scenes_local:{name}: no such ablation.' + (f' Did you mean {near[0]!r}?' if near else '')
+                       + f' Ablations: {sorted(ABLATIONS)}')
     ABLATIONS[name](config)
   return config
 

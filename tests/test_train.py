@@ -153,7 +153,8 @@ def test_stopped_killed_and_resumed_it_is_the_run_that_never_was(base, reference
   assert len(want) == tiny.TOTAL and tiny.losses(workdir) == want
   # The lost steps too, which are there twice.
   steps = [row['step'] for row in tiny.rows(workdir)]
-  assert len(steps) > len(set(steps)) and all(row['loss'] == want[row['step']] for row in tiny.rows(workdir))
+  assert len(steps) > len(set(steps)) and all(
+      row['loss'] == want[row['step']] for row in tiny.rows(workdir) if 'loss' in row)
   jax.tree.map(np.testing.assert_array_equal, state_on_disk(workdir, tiny.TOTAL),
                state_on_disk(reference.workdir, tiny.TOTAL))
 
@@ -213,11 +214,12 @@ def test_a_damaged_checkpoint_costs_the_steps_since_the_one_before_it(base, refe
 
 def test_a_checkpoint_of_another_architecture(base, reference, capsys):
   files = sorted(reference.workdir.rglob('*'))
-  assert cli.main(argv(base, reference.workdir, 'model.text.width=24', 'model.region_encoder=roi_align')) == 2
+  assert cli.main(argv(base, reference.workdir, 'model.text.width=24')) == 2
   out, err = capsys.readouterr()
   assert err.startswith('cloc train: ') and 'belong to another architecture' in err
-  assert '\n! txt/head/kernel: expected (24, 16), got (16, 16)' in err
-  assert '\n+ box_head/Dense_0/bias (16,)' in err and '\n- roi_head/head/kernel (64, 16)' in err
+  assert '\n! txt/Embed_0/embedding: expected (' in err
+  assert cli.main(argv(base, reference.workdir, 'model.region_encoder=roi_align')) == 2
+  assert '\n+ box_head/Dense_0/bias (16,)' in capsys.readouterr().err
   assert sorted(reference.workdir.rglob('*')) == files
 
 
