@@ -385,7 +385,7 @@ def _state(model, tx, data: DataOptions, keeper, *, mesh, rules, options: TrainO
   shapes = train_step.abstract_state(model, tx, batch, ema=ema)
   # Fails on an unknown loss key now, by name, and not inside the first compilation.
   jax.eval_shape(lambda s, b: config_lib.call(losses.total, loss, model.apply({'params': s.params}, b), b, name='loss',
-                                              step=s.step), shapes, batch)
+                                              mesh=mesh, step=s.step), shapes, batch)
   shardings = train_step.state_sharding(shapes, mesh=mesh, rules=rules)
   abstract = jax.tree.map(lambda s, d: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=d), shapes, shardings)
   found = keeper.restore_latest(abstract)

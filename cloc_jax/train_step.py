@@ -68,12 +68,13 @@ def _join(x):
 
 
 def loss_and_grads(model: Cloc, params, batch: Batch, *, loss: Mapping[str, Any], micro_batches: int = 1,
-                   step=None):
+                   mesh: Mesh | None = None, step=None):
   """(loss, metrics, gradients) of the global batch, exactly, however many micro-batches it is computed in.
 
   With several, the contrastive denominators still run over the whole batch (GradCache, Gao et al. 2021): embed all
   micro-batches without keeping activations, differentiate the loss by the embeddings, then redo each micro-batch and
   pull its share of those gradients back to the parameters. Costs one extra forward pass.
+  mesh: the devices that the batch is split over; None is a single one.
 
   Raises:
     ValueError: when the batch does not divide.
@@ -83,7 +84,7 @@ def loss_and_grads(model: Cloc, params, batch: Batch, *, loss: Mapping[str, Any]
   forward = lambda p, b: model.apply({'params': p}, b)
   if micro_batches == 1:
     def objective(p):
-      return losses.total(forward(p, batch), batch, step=step, **loss)
+      return losses.total(forward(p, batch), batch, mesh=mesh, step=step, **loss)
     (value, metrics), grads = jax.value_and_grad(objective, has_aux=True)(params)
     return value, metrics, grads
 
@@ -92,7 +93,7 @@ def loss_and_grads(model: Cloc, params, batch: Batch, *, loss: Mapping[str, Any]
   # Scalars (temperatures) come out once a part, all equal; everything else has a batch axis.
   joined = jax.tree.map(lambda x: x[0] if x.ndim == 1 else _join(x), cached)
   (value, metrics), d_outputs = jax.value_and_grad(
-      lambda o: losses.total(o, batch, step=step, **loss), has_aux=True)(joined)
+      lambda o: losses.total(o, batch, mesh=mesh, step=step, **loss), has_aux=True)(joined)
   d_parts = jax.tree.map(lambda x: jnp.broadcast_to(x / micro_batches, (micro_batches,)) if x.ndim == 0
                          else _split(x, micro_batches), d_outputs)
 
@@ -106,9 +107,10 @@ def loss_and_grads(model: Cloc, params, batch: Batch, *, loss: Mapping[str, Any]
 
 
 def train_step(state: TrainState, batch: Batch, *, model: Cloc, tx: optax.GradientTransformation,
-               rate: optax.Schedule, loss: Mapping[str, Any], micro_batches: int = 1, ema_decay: float = 0.0):
+               rate: optax.Schedule, loss: Mapping[str, Any], micro_batches: int = 1, ema_decay: float = 0.0,
+               mesh: Mesh | None = None):
   """One update. Returns (state, metrics of float32 scalars)."""
-  _, metrics, grads = loss_and_grads(model, state.params, batch, loss=loss, micro_batches=micro_batches,
+  _, metrics, grads = loss_and_grads(model, state.params, batch, loss=loss, micro_batches=micro_batches, mesh=mesh,
                                      step=state.step)
   updates, opt_state = tx.update(grads, state.opt_state, state.params)
   params = optax.apply_updates(state.params, updates)
@@ -125,7 +127,7 @@ def train_step(state: TrainState, batch: Batch, *, model: Cloc, tx: optax.Gradie
 
 def jit_train_step(*, mesh: Mesh, shardings: TrainState, **static) -> Callable[..., Any]:
   """`train_step` compiled for a mesh: the state is donated, the batch arrives split, the metrics leave replicated."""
-  step = lambda state, batch: train_step(state, batch, **static)
+  step = lambda state, batch: train_step(state, batch, mesh=mesh, **static)
   return jax.jit(step, in_shardings=(shardings, sharding.batch_sharding(mesh)),
                  out_shardings=(shardings, sharding.replicated(mesh)), donate_argnums=0)
 

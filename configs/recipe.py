@@ -22,7 +22,7 @@ def pretraining(*, image: str, image_size: int, text: str, embed_dim: int, regio
   if regions:
     config.model.prompter = dict(pool='all', chunk=1)
   config.loss = dict(image_text='softmax', region_text='softmax', grounding='l2', lambda0=1.0, region_weight=1.0,
-                     grounding_weight=1.0, filter_threshold=0.9)
+                     grounding_weight=1.0, filter_threshold=0.9, transport='gather', tile=1024, tile_dtype='bfloat16')
   config.optim = dict(learning_rate=5e-4, warmup_steps=2000, b1=0.9, b2=0.98, weight_decay=0.2, clip_norm=1.0)
   config.mesh = dict(data=1, fsdp=-1, rules=(('.*', 'fsdp'),))
   config.evals = dict(every_steps=5000, splits=('val',), batch_size=1024)

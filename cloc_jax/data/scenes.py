@@ -85,7 +85,7 @@ class SceneSpec:
 PRESETS = {
     'full': SceneSpec(),
     'local': SceneSpec(sprites='shapes:10x8', min_objects=2, max_objects=4, count_weights=(3, 4, 4),
-                       sizes=(('small', 0.27, 0.32), ('medium', 0.36, 0.42), ('large', 0.46, 0.54)),
+                       sizes=(('small', 0.31, 0.36), ('medium', 0.40, 0.45), ('large', 0.49, 0.55)),
                        solid_share=0.8, clutter=2, noise=4.0, min_visible=0.8, overhang=0.08),
 }
 

@@ -4,6 +4,7 @@ import jax.numpy as jnp
 from cloc_jax.batch import Batch, Outputs
 from cloc_jax.losses.contrastive import CONTRASTS
 from cloc_jax.losses.grounding import GROUNDINGS
+from cloc_jax.losses.tiles import Tiling
 
 
 def _choice(name, options, what):
@@ -14,7 +15,8 @@ def _choice(name, options, what):
 
 def total(outputs: Outputs, batch: Batch, *, image_text: str = 'softmax', region_text: str = 'softmax',
           grounding: str = 'l2', region_weight: float = 1.0, grounding_weight: float = 1.0, lambda0: float = 1.0,
-          filter_threshold: float | None = 0.9, filter_from_step: int = 0, step=None):
+          filter_threshold: float | None = 0.9, filter_from_step: int = 0, transport: str = 'gather', tile: int = 1024,
+          tile_dtype: str = 'float32', mesh=None, step=None):
   """The scalar to minimise, and every term of it.
 
   Args:
@@ -27,15 +29,19 @@ def total(outputs: Outputs, batch: Batch, *, image_text: str = 'softmax', region
     filter_threshold: region texts with a cosine above it are not each other's negatives; None turns it off.
     filter_from_step: the filter waits for this step. A text tower that starts from random numbers finds all texts
       alike; filtered, they would not be told apart by anything. The paper's long schedule needs no such wait.
+    transport, tile, tile_dtype: how the pairs of the contrastive losses are computed; see tiles.Tiling.make. They change
+      the result by rounding alone.
+    mesh: the devices that the leading axes are split over; None is a single one.
     step: the step this batch belongs to, scalar; None is "after the wait".
 
   Returns:
     (loss, metrics): metrics are float32 scalars, each a plain reading of its name.
   """
   b, m = batch.region_mask.shape
+  tiling = Tiling.make(mesh=mesh, transport=transport, tile=tile, dtype=tile_dtype)
   contrast = _choice(image_text, CONTRASTS, 'loss.image_text')
   image = contrast(outputs.z_image, outputs.z_text, logit_scale=outputs.logit_scale, logit_bias=outputs.logit_bias,
-                   mask_n=batch.image_mask)
+                   mask_n=batch.image_mask, tiling=tiling)
   has_region_b = batch.region_mask.any(-1)
   # Padding examples hold neither a caption nor a region: they are not images.
   images = jnp.maximum((batch.image_mask | has_region_b).sum(), 1)
@@ -51,7 +57,7 @@ def total(outputs: Outputs, batch: Batch, *, image_text: str = 'softmax', region
     flat = lambda x: x.reshape(b * m, *x.shape[2:])
     region = contrast(flat(outputs.z_region), flat(outputs.z_region_text), logit_scale=outputs.region_logit_scale,
                       logit_bias=outputs.region_logit_bias, mask_n=flat(batch.region_mask),
-                      filter_threshold=filter_threshold)
+                      filter_threshold=filter_threshold, tiling=tiling)
     bracket += region_weight * region.loss
     metrics |= {'loss_region_text': region.loss, 'filtered_pairs': region.filtered,
                 'region_logit_scale': outputs.region_logit_scale}

@@ -72,7 +72,8 @@ class _Kernel(nn.Module):
 # times longer than learning *what* is there, so the first attention is given: a prompt reads the patches it covers.
 #   1. Queries and keys are multiples of the identity, so that attention compares position codes as they are.
 #   2. A prompt's code is the sum of both corners' codes, its longer waves alone (and queries read no others): two waves
-#      of a period over twice their distance add up to one that peaks half-way, at the box's centre.
+#      of a period over twice their distance add up to one that peaks half-way, at the box's centre. For a box larger than
+#      that the sum peaks outside, so the longer a wave, the more it weighs.
 #   3. A constant in the remaining channels outweighs the code, and queries read it with the opposite sign. A token
 #      compared with itself would otherwise win every softmax: a prompt would read nothing but itself, and, with no
 #      gradient left through its attention, go on so (seen in training: 99.98 % for phrases).
@@ -84,6 +85,7 @@ class _Kernel(nn.Module):
 #   6. The text embedding starts as minus the transposed projection head. Once a region's embedding is like its phrase's,
 #      a phrase's token is then like the image tokens that hold the thing, and attends to them.
 _LONG_WAVES = 0.6       # share of the frequencies
+_SHORTEST_LONG_WAVE = 0.2  # weight of the shortest of them in a box's code, of the longest: 1; about as their periods
 _QUERY_GAIN = 6.0
 _QUERY_CONSTANT = -0.5
 _BOX_SCALE, _TEXT_SCALE = 0.01, 0.15
@@ -132,7 +134,12 @@ def _text_embed_init(key, shape, dtype=jnp.float32):
 def _corners_init(key, shape, dtype=jnp.float32):
   """(2, D, D): the same from the own and from the other corner."""
   del key
-  kernel = _BOX_SCALE * jnp.diag(jnp.asarray(_long_waves(shape[-1]), dtype))
+  long = _long_waves(shape[-1])
+  count = long.sum() // 4
+  weight = np.zeros(long.shape)
+  weight[long] = np.tile(np.geomspace(1, _SHORTEST_LONG_WAVE, count), 4)
+  weight /= math.sqrt(np.square(weight[long]).mean())
+  kernel = _BOX_SCALE * jnp.diag(jnp.asarray(weight, dtype))
   return jnp.stack([kernel, kernel])
 
 
