@@ -16,8 +16,8 @@ def main(argv=None) -> int:
   from cloc_jax import config as config_lib
   assignments, others = config_lib.split_overrides(argv)
   args = _parser().parse_args(others)
-  if assignments and args.verb != 'train':
-    _parser().error('--config.KEY=VALUE belongs to `cloc train`')
+  if assignments and args.verb not in ('train', 'plan'):
+    _parser().error('--config.KEY=VALUE belongs to `cloc train` and `cloc plan`')
   args.assignments = assignments
   logging.basicConfig(level=logging.DEBUG if args.debug else logging.WARNING, format='%(levelname)s %(message)s')
   # Orbax reports every save at a level that drowns what a person wants to read.
@@ -39,7 +39,7 @@ def _is_for_user(error) -> bool:
 
 def _parser() -> argparse.ArgumentParser:
   parser = argparse.ArgumentParser(
-      prog='cloc', description='Contrastive localized language-image pre-training: make data, train, evaluate.',
+      prog='cloc', description='Contrastive localized language-image pre-training: make data, plan, train, evaluate.',
       epilog='`cloc VERB --help` explains a verb.')
   parser.add_argument('--debug', action='store_true', help='show tracebacks and the logs of the libraries')
   verbs = parser.add_subparsers(dest='verb', required=True, metavar='VERB')
@@ -73,6 +73,20 @@ def _parser() -> argparse.ArgumentParser:
   evaluate.add_argument('--out', metavar='DIR', help='write SPLIT.json there; default: RUN/evals, or RUN/evals/DATA for another data '
                         "set than the run's own")
   evaluate.set_defaults(run=_eval)
+
+  plan = verbs.add_parser(
+      'plan', help='will an experiment fit on given hardware, and how fast will it go?',
+      description='Compiles the real training step for the chips you name, without having one, and says what it needs: '
+                  'memory a chip, FLOPs, messages, a roofline of the step time, days and chip-hours.',
+      epilog="The TPU compiler comes with pip install 'cloc_jax[tpu]'; without it, and for GPUs, figures are estimated "
+             'from shapes. --config.KEY=VALUE changes the experiment, as in `cloc train`.')
+  plan.add_argument('--config', required=True, metavar='FILE.py[:ARGS]', help='e.g. configs/cloc_l14.py')
+  plan.add_argument('--topology', required=True, metavar='CHIP:SHAPE',
+                    help='v5p:8x8x16, v5e:16x16, v6e:16x16, v5p:4x4x4*2 (two slices), gpu:8xh200')
+  plan.add_argument('--estimate', action='store_true', help='do not compile (seconds instead of minutes)')
+  plan.add_argument('--what-if', action='store_true', help='also with other M, batch, remat and FSDP (one compilation each)')
+  plan.add_argument('--json', metavar='FILE', help='write the figures there')
+  plan.set_defaults(run=_plan)
 
   report = verbs.add_parser('report', help='write an HTML page about a run, with pictures',
                             description='Curves, tables, and found boxes drawn on images that the run evaluated on.')
@@ -173,6 +187,17 @@ def _join_hosts(args):
   if jax.config.jax_platforms == 'cpu' or os.environ.get('JAX_PLATFORMS') == 'cpu':
     jax.config.update('jax_cpu_collectives_implementation', 'gloo')
   jax.distributed.initialize(args.coordinator, args.num_processes, args.process_id)
+
+
+def _plan(args) -> int:
+  os.environ.setdefault('JAX_PLATFORMS', 'cpu')  # a plan needs shapes and a compiler, not the accelerator
+  from cloc_jax import plan
+  plans, text = plan.run(args.config, assignments=args.assignments, topology=args.topology, estimate=args.estimate,
+                         what_if=args.what_if)
+  print(text)
+  if args.json:
+    pathlib.Path(args.json).write_text(plan.to_json(plans) + '\n')
+  return 0 if plans[0].memory.fits else 1
 
 
 def _eval(args) -> int:

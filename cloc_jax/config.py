@@ -103,7 +103,8 @@ def _parse(text, old, key):
   try:
     value = ast.literal_eval(text)
   except (ValueError, SyntaxError):
-    value = {'true': True, 'false': False, 'none': None}.get(text.lower(), text)
+    words = {'true': True, 'false': False} | ({} if isinstance(old, str) else {'none': None})  # remat='none' is a word
+    value = words.get(text.lower(), text)
   if isinstance(old, ml_collections.ConfigDict):
     raise TypeError(f'--config.{key}: is a section, set one of its keys {sorted(old.keys())}')
   if isinstance(old, str) and not isinstance(value, (str, type(None))):

@@ -1,4 +1,4 @@
-"""Where numbers go: JSONL, TensorBoard, the terminal, Weights & Biases if installed; and what hardware could do."""
+"""Where numbers go: JSONL, TensorBoard, the terminal, Weights & Biases if installed."""
 import importlib.util
 import json
 import math
@@ -8,18 +8,6 @@ import sys
 import time
 
 import tqdm
-
-# Dense bf16 peaks from the vendors' data sheets, FLOP/s a device; the first name that occurs in the device's counts.
-# JAX calls a v5p plainly "TPU v5"; a device of a v3 is one of the two cores of a chip.
-PEAK_FLOPS = (('v5 lite', 197e12), ('v5e', 197e12), ('v5', 459e12), ('v6 lite', 918e12), ('v6e', 918e12),
-              ('v4 lite', 138e12), ('v4', 275e12), ('v3', 61.5e12), ('H200', 989e12), ('H100 PCIe', 756e12),
-              ('H100', 989e12), ('A100', 312e12))
-
-
-def peak_flops(device) -> float | None:
-  """FLOP/s of one device at bf16, or None where it is not known (CPUs, among others)."""
-  kind = device.device_kind
-  return next((peak for name, peak in PEAK_FLOPS if name.lower() in kind.lower()), None)
 
 
 class Writer:

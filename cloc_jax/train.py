@@ -17,7 +17,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from cloc_jax import checkpoint, evaluate, inference, losses, optim, sharding, train_step, trees
+from cloc_jax import checkpoint, evaluate, hardware, inference, losses, optim, sharding, train_step, trees
 from cloc_jax import config as config_lib
 from cloc_jax import metrics as metrics_lib
 from cloc_jax.batch import abstract_batch
@@ -294,9 +294,9 @@ class _Meter:
       rate = (step - self._step) / seconds
       out = {'images_per_second': rate * self._batch, 'step_seconds': 1 / rate,
              'data_wait_share': min(1.0, self._wait / seconds), 'flops_per_second': rate * self._flops}
-      peak = metrics_lib.peak_flops(jax.devices()[0])
-      if peak:
-        out['mfu'] = out['flops_per_second'] / (peak * jax.device_count())
+      chip = hardware.of_kind(jax.devices()[0].device_kind)
+      if chip:
+        out['mfu'] = out['flops_per_second'] / (chip.flops * jax.device_count())
     self._began, self._wait, self._pause, self._step = now, 0.0, 0.0, step
     return out
 

@@ -127,7 +127,11 @@ def train_step(state: TrainState, batch: Batch, *, model: Cloc, tx: optax.Gradie
 
 def jit_train_step(*, mesh: Mesh, shardings: TrainState, **static) -> Callable[..., Any]:
   """`train_step` compiled for a mesh: the state is donated, the batch arrives split, the metrics leave replicated."""
-  step = lambda state, batch: train_step(state, batch, mesh=mesh, **static)
+
+  def step(state, batch):
+    with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):  # models/layers.split_batch reads it
+      return train_step(state, batch, mesh=mesh, **static)
+
   return jax.jit(step, in_shardings=(shardings, sharding.batch_sharding(mesh)),
                  out_shardings=(shardings, sharding.replicated(mesh)), donate_argnums=0)
 

@@ -245,8 +245,9 @@ def literal_block(params: BlockParams, tokens_bnd, prompts_bmpd, *, pool, act='g
 def image_state(params: BlockParams, tokens_bnd, *, pool, eps=layers.LN_EPS, dtype=jnp.float32) -> ImageState:
   """Computes once what every prompt of an image shares; see the module's docstring."""
   d = tokens_bnd.shape[-1]
+  tokens_bnd = layers.split_batch(tokens_bnd)
   h = _layer_norm(tokens_bnd, params.norm_0, eps)
-  keys, values = (_dense(h, params.attention[name], dtype) for name in ('key', 'value'))
+  keys, values = (layers.split_batch(_dense(h, params.attention[name], dtype)) for name in ('key', 'value'))
   if pool == 'prompt':
     return ImageState(keys, values)
   queries = _dense(h, params.attention['query'], dtype)
@@ -266,7 +267,7 @@ def image_state(params: BlockParams, tokens_bnd, *, pool, eps=layers.LN_EPS, dty
 
 
 def _matmul(x, kernel, dtype):
-  return jnp.matmul(x.astype(dtype), kernel.astype(dtype), preferred_element_type=jnp.float32)
+  return layers.split_batch(jnp.matmul(x.astype(dtype), kernel.astype(dtype), preferred_element_type=jnp.float32))
 
 
 def shared_block(params: BlockParams, state: ImageState, prompts_bmpd, *, pool, act='gelu_tanh', eps=layers.LN_EPS,
@@ -276,7 +277,7 @@ def shared_block(params: BlockParams, state: ImageState, prompts_bmpd, *, pool, 
   chunk: prompts of an image whose (B, N, 4D) activations live at once, for pool='all'.
   """
   p, d = prompts_bmpd.shape[2:]
-  prompts = prompts_bmpd.astype(jnp.float32)
+  prompts = layers.split_batch(prompts_bmpd.astype(jnp.float32))
   h = _layer_norm(prompts, params.norm_0, eps)
   q, k, v = (_dense(h, params.attention[name], dtype) for name in ('query', 'key', 'value'))
   prompt_out = _prompt_rows(params, state, prompts, q, k, v, act, eps, dtype)
@@ -330,13 +331,13 @@ def _image_rows_sum(params, rows, k, v, act, eps, chunk, dtype):
 
   @jax.checkpoint
   def one_prompt(args):
-    c_image, c_prompt, w, w_mlp = args
+    c_image, c_prompt, w, w_mlp = map(layers.split_batch, args)
     x = rank_update(rows.base, rows.update, c_image, c_prompt, w)
     mean = x.mean(-1, keepdims=True)
     inv = jax.lax.rsqrt(jnp.square(x - mean).mean(-1, keepdims=True) + eps)
     hidden = rank_update(rows.base_mlp, rows.update_mlp, c_image, c_prompt, w_mlp)
     hidden = layers.activation(act)((hidden - mean * kernel_sum) * inv + offset)
-    return x.sum(1), hidden.sum(1)
+    return layers.split_batch(x.sum(1)), layers.split_batch(hidden.sum(1))
 
   per_prompt = tuple(jnp.moveaxis(a, 1, 0) for a in (share_image, share_prompt, prompt_update, prompt_mlp))
   x_sum, hidden_sum = jax.lax.map(one_prompt, per_prompt, batch_size=min(chunk, m))

@@ -68,6 +68,7 @@ class TextTower(nn.Module):
       raise ValueError(f'text: {length} tokens, but this tower has {self.max_length} positions')
     x = nn.Embed(self.vocab_size, width, dtype=self.dtype, embedding_init=nn.initializers.normal(0.02),
                  name='Embed_0')(text_bl)
+    x = layers.split_batch(x)
     table = self.param('pos_embedding', nn.initializers.normal(0.01), (1, self.max_length, width))
     x = x + table[:, :length].astype(self.dtype)
     causal = self.pool == 'eos'

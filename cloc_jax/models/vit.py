@@ -148,7 +148,7 @@ class PatchEmbedding(nn.Module):
     init = nn.initializers.variance_scaling(1 / 3, 'fan_in', 'uniform', in_axis=(0, 1, 2), out_axis=3)
     kernel = self.param('kernel', init, (p, p, c, self.width))
     x = image.astype(self.dtype).reshape(b, g, p, g, p, c).transpose(0, 1, 3, 2, 4, 5).reshape(b, g * g, p * p * c)
-    x = x @ kernel.astype(self.dtype).reshape(p * p * c, self.width)
+    x = layers.split_batch(x @ kernel.astype(self.dtype).reshape(p * p * c, self.width))
     if self.use_bias:
       x = x + self.param('bias', nn.initializers.zeros, (self.width,)).astype(self.dtype)[None, None]
     return x

@@ -1,0 +1,139 @@
+"""Reads a compiled program's text (XLA's HLO): what it sends between devices, with loops counted as often as they run.
+
+XLA's own cost analysis counts a loop's body once. Here every computation is weighed by how often it is reached from the
+entry: trip counts of loops multiply.
+"""
+import collections
+import dataclasses
+import math
+import re
+
+_BITS = {'pred': 8, 's4': 4, 'u4': 4, 's8': 8, 'u8': 8, 's16': 16, 'u16': 16, 'bf16': 16, 'f16': 16, 's32': 32, 'u32': 32,
+         'f32': 32, 's64': 64, 'u64': 64, 'f64': 64, 'c64': 64, 'c128': 128, 'f8e4m3fn': 8, 'f8e5m2': 8}
+COLLECTIVES = ('all-gather', 'all-reduce', 'reduce-scatter', 'collective-permute', 'all-to-all')
+_HEADER = re.compile(r'^(ENTRY )?%?([^\s(]+) \(.*\{\s*$')
+_INSTRUCTION = re.compile(r'^\s+(?:ROOT )?%?([^\s=]+) = (.*)$')
+_ARRAY = re.compile(r'\b([a-z]\w*)\[([\d,]*)\]')
+_CALLS = re.compile(r'\b(?:calls|to_apply|body|condition|branch_computations|called_computations)='
+                    r'(\{[^}]*\}|%?[^\s,)]+)')
+_TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
+_GROUPS = re.compile(r'replica_groups=(?:\{\{([\d,]*)\}|\[(\d+),(\d+)\])')
+
+
+@dataclasses.dataclass(frozen=True)
+class Instruction:
+  name: str
+  opcode: str
+  shapes: tuple[int, ...]  # bytes of each array in the result
+  calls: tuple[str, ...]
+  trips: int
+  group: int | None        # devices in a group of a collective
+  scope: str               # the op_name of the metadata: where in the model it comes from
+
+
+@dataclasses.dataclass(frozen=True)
+class Traffic:
+  """Of one device in one run of a program. received: bytes by kind of collective; messages: how many of them;
+  by_scope: bytes by where in the model they come from."""
+  received: dict[str, float]
+  messages: dict[str, int]
+  by_scope: dict[str, float]
+
+  @property
+  def total(self) -> float:
+    return sum(self.received.values())
+
+
+def _array_bytes(text: str) -> tuple[int, ...]:
+  return tuple(math.prod(map(int, filter(None, dims.split(',')))) * _BITS[kind] // 8
+               for kind, dims in _ARRAY.findall(text) if kind in _BITS)
+
+
+def _split_type(text: str) -> tuple[str, str]:
+  """'(f32[2]{0}, s32[]) while(…), …' → its type, and the rest."""
+  if not text.startswith('('):
+    kind, _, rest = text.partition(' ')
+    return kind, rest
+  depth = 0
+  for at, char in enumerate(text):
+    depth += (char == '(') - (char == ')')
+    if not depth:
+      return text[:at + 1], text[at + 1:].lstrip()
+  raise ValueError(f'HLO: unbalanced type in {text[:80]!r}')
+
+
+def parse(text: str) -> tuple[dict[str, list[Instruction]], str]:
+  """(computations by name, the entry's name).
+
+  Raises:
+    ValueError: when there is no entry: not HLO.
+  """
+  computations: dict[str, list[Instruction]] = {}
+  entry, current = '', None
+  for line in text.splitlines():
+    header = _HEADER.match(line)
+    if header and ' = ' not in line.split('->')[0]:
+      current = computations.setdefault(header[2], [])
+      entry = header[2] if header[1] else entry
+      continue
+    found = _INSTRUCTION.match(line)
+    if not found or current is None:
+      continue
+    kind, rest = _split_type(found[2])
+    opcode = rest.split('(')[0]
+    called = tuple(name.strip().lstrip('%') for match in _CALLS.findall(rest) for name in match.strip('{}').split(','))
+    trips, groups = _TRIPS.search(rest), _GROUPS.search(rest)
+    group = None
+    if groups:
+      group = len(groups[1].split(',')) if groups[1] is not None else int(groups[3])
+    scope = re.search(r'op_name="([^"]*)"', rest)
+    current.append(Instruction(found[1], opcode, _array_bytes(kind), called, int(trips[1]) if trips else 1, group,
+                               scope[1] if scope else ''))
+  if not entry:
+    raise ValueError('HLO: no ENTRY computation found')
+  return computations, entry
+
+
+def multiplicities(computations, entry) -> dict[str, int]:
+  """How often each computation runs in one run of the entry."""
+  counts: collections.Counter = collections.Counter()
+
+  def visit(name, times):
+    counts[name] += times
+    for instruction in computations.get(name, ()):
+      factor = instruction.trips if instruction.opcode == 'while' else 1
+      for called in instruction.calls:
+        if called in computations:
+          visit(called, times * factor)
+
+  visit(entry, 1)
+  return counts
+
+
+def traffic(text: str, *, devices: int) -> Traffic:
+  """What one device receives from others while the program runs once.
+
+  With g devices in a group: an all-gather brings (g − 1)/g of its result, a reduce-scatter (g − 1) times its result, an
+  all-reduce both halves of that (2·(g − 1)/g), a permutation its result, an all-to-all (g − 1)/g of it.
+  """
+  computations, entry = parse(text)
+  counts = multiplicities(computations, entry)
+  received, messages = collections.Counter(), collections.Counter()
+  scopes: collections.Counter = collections.Counter()
+  for name, times in counts.items():
+    for instruction in computations.get(name, ()):
+      kind = next((k for k in COLLECTIVES if instruction.opcode in (k, f'{k}-start')), None)
+      if kind is None or not instruction.shapes:
+        continue
+      started = instruction.opcode.endswith('-start') and len(instruction.shapes) > 1
+      # A start's result also carries its operands (and contexts); the largest of them is what is moved.
+      size = max(instruction.shapes) if started else sum(instruction.shapes)
+      g = instruction.group or devices
+      factor = {'all-gather': (g - 1) / g, 'all-reduce': 2 * (g - 1) / g, 'reduce-scatter': g - 1,
+                'collective-permute': 1, 'all-to-all': (g - 1) / g}[kind]
+      if kind == 'reduce-scatter' and started:
+        factor = (g - 1) / g  # the largest is the operand
+      received[kind] += times * size * factor
+      messages[kind] += times
+      scopes[instruction.scope] += times * size * factor
+  return Traffic(dict(received), dict(messages), dict(scopes))

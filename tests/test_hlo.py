@@ -1,0 +1,70 @@
+"""Messages read from compiled programs whose messages are known."""
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.sharding import PartitionSpec as P
+import numpy as np
+import pytest
+
+from cloc_jax import hlo
+
+DEVICES, N, D, TURNS = 8, 64, 16, 5
+SHARE = N // DEVICES * D * 4  # bytes of one device's part of an (N, D) float32 array
+
+
+def compiled(fn, out_spec, *, axes=('x',), shape=(DEVICES,)):
+  mesh = jax.sharding.Mesh(np.asarray(jax.devices()[:DEVICES]).reshape(shape), axes)
+  split = P(axes)
+  mapped = jax.shard_map(fn, mesh=mesh, in_specs=split, out_specs=out_spec)
+  x = jax.ShapeDtypeStruct((N, D), jnp.float32, sharding=jax.sharding.NamedSharding(mesh, split))
+  return jax.jit(mapped).lower(x).compile().as_text()
+
+
+def ring(x):
+  return lax.ppermute(x, 'x', [(i, (i + 1) % DEVICES) for i in range(DEVICES)])
+
+
+@pytest.mark.parametrize('kind, fn, out_spec, bytes_received', [
+    ('all-gather', lambda x: x * lax.all_gather(x, 'x', tiled=True).sum(), P('x'), (DEVICES - 1) * SHARE),
+    ('all-reduce', lambda x: lax.psum(x, 'x'), P(), 2 * SHARE * (DEVICES - 1) / DEVICES),
+    ('reduce-scatter', lambda x: lax.psum_scatter(x, 'x', tiled=True), P('x'), SHARE * (DEVICES - 1) / DEVICES),
+    ('collective-permute', ring, P('x'), SHARE),
+])
+def test_each_kind_of_message(kind, fn, out_spec, bytes_received):
+  found = hlo.traffic(compiled(fn, out_spec), devices=DEVICES)
+  assert set(found.received) == {kind} and found.messages[kind] == 1
+  assert found.received[kind] == bytes_received == found.total
+
+
+def test_a_loop_sends_as_often_as_it_runs():
+  loop = lambda x: lax.scan(lambda carry, _: (jnp.sin(ring(carry)), None), x, None, length=TURNS)[0]
+  nested = lambda x: lax.scan(lambda carry, _: (loop(carry), None), x, None, length=3)[0]
+  for fn, times in ((loop, TURNS), (nested, 3 * TURNS)):
+    found = hlo.traffic(compiled(fn, P('x')), devices=DEVICES)
+    assert found.received == {'collective-permute': times * SHARE} and found.messages == {'collective-permute': times}
+
+
+def test_groups_smaller_than_the_machine():
+  text = compiled(lambda x: lax.psum(x, 'b'), P('a'), axes=('a', 'b'), shape=(4, 2))
+  assert hlo.traffic(text, devices=DEVICES).received == {'all-reduce': 2 * SHARE / 2}
+
+
+def test_a_program_that_sends_nothing():
+  assert hlo.traffic(compiled(jnp.sin, P('x')), devices=DEVICES).total == 0
+
+
+def test_types_with_layouts_and_tuples():
+  line = '''HloModule m
+ENTRY %main (a: bf16[4,8]) -> bf16[32,8] {
+  %a = bf16[4,8]{1,0:T(8,128)(2,1)} parameter(0)
+  %start = (bf16[4,8]{1,0:T(8,128)(2,1)}, bf16[32,8]{1,0:T(8,128)(2,1)S(1)}) all-gather-start(%a), replica_groups=[2,8]<=[16], dimensions={0}, metadata={op_name="jit(f)/gather"}
+  ROOT %done = bf16[32,8]{1,0} all-gather-done(%start)
+}
+'''
+  found = hlo.traffic(line, devices=16)
+  assert found.received == {'all-gather': 32 * 8 * 2 * 7 / 8} and found.by_scope == {'jit(f)/gather': 448}
+
+
+def test_what_is_no_hlo_is_an_error():
+  with pytest.raises(ValueError, match='no ENTRY computation'):
+    hlo.traffic('something else', devices=8)

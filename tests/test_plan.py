@@ -1,0 +1,132 @@
+"""`cloc plan`: what it reads from shapes and compiled programs, against sums done here."""
+import json
+
+import jax
+import pytest
+
+from cloc_jax import cli, hlo, plan, trees
+from cloc_jax import config as config_lib
+from cloc_jax import hardware
+
+LOCAL = 'configs/scenes_local.py'
+
+
+@pytest.fixture(name='config')
+def config_fixture():
+  config = config_lib.load(LOCAL)
+  config.data.batch_size = 64
+  return config
+
+
+def make(config, *overrides, topology='gpu:8xh200'):
+  config_lib.override(config, overrides)
+  return plan.make(config, topology=topology, estimate=True)
+
+
+def test_memory_is_that_of_the_state(config):
+  step = plan._Step(config, hardware.topology('gpu:8xh200'))
+  parameters = 4 * trees.count(step.state.params)
+  whole = make(config)
+  assert whole.memory.parameters == parameters and whole.memory.available == 141e9 and whole.memory.fits
+  assert 2 * parameters <= whole.memory.optimizer < 2 * parameters + 1000  # AdamW's two moments and its counters
+  assert whole.memory.batch == sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(step.batch)) / 8
+  split = make(config, 'mesh.data=2', 'mesh.fsdp=4')
+  assert split.memory.parameters == parameters / 4 and split.memory.optimizer == whole.memory.optimizer / 4
+  averaged = make(config, 'train.ema_decay=0.9')
+  assert averaged.memory.optimizer - split.memory.optimizer == parameters / 4
+
+
+def test_activations_follow_remat_and_micro_batches(config):
+  for tower in ('image', 'text'):
+    config.model[tower].remat = 'none'
+  kept = {remat: make(config, f'model.image.remat={remat}', f'model.text.remat={remat}').memory.activations
+          for remat in ('none', 'dots', 'full')}
+  assert kept['none'] > kept['dots'] > kept['full'] > 0
+  parts = make(config, 'train.micro_batches=4').memory.activations
+  assert kept['full'] / 5 < parts < kept['full'] / 3
+
+
+def test_recomputation_costs_time(config):
+  for tower in ('image', 'text'):
+    config.model[tower].remat = 'none'
+  plain = make(config)
+  again = make(config, 'model.image.remat=full', 'model.text.remat=full')
+  towers = sum(plain.flops_per_image[k] for k in ('image tower', 'text tower', 'region text')) / 3
+  assert again.flops_per_image == plain.flops_per_image
+  extra = (again.seconds['compute'] - plain.seconds['compute']) * 8 * 989e12 / 64
+  assert extra == pytest.approx(towers)
+
+
+def test_time_and_cost(config):
+  found = make(config)
+  assert found.seconds['compute'] == pytest.approx(found.flops_per_image['all'] * 64 / 8 / 989e12)
+  assert found.step_seconds == pytest.approx(max(2 * found.seconds['compute'], found.seconds['links']))
+  assert found.images_per_second == pytest.approx(64 / found.step_seconds)
+  assert found.days == pytest.approx(3800 * found.step_seconds / 86_400)
+  assert found.chip_hours == pytest.approx(found.days * 24 * 8)
+  assert found.flops_per_image['all'] == pytest.approx(
+      sum(v for k, v in found.flops_per_image.items() if k != 'all'))
+
+
+def test_nodes_add_a_network(config):
+  one, two = make(config), make(config, topology='gpu:16xh200')
+  assert 'network' not in one.seconds and two.seconds['network'] > 0 and two.network < sum(two.received.values())
+
+
+@pytest.mark.slow
+def test_the_estimate_is_near_what_a_compiler_makes_of_it(config):
+  """The real step, compiled for eight devices of this machine, on both meshes."""
+  for overrides in ((), ('mesh.data=2', 'mesh.fsdp=4')):
+    config_lib.override(config, overrides)
+    step = plan._Step(config, hardware.topology('gpu:8xh200'))
+    compiled = step.lower(jax.devices()[:8]).compile()
+    memory = step.memory(compiled)
+    arguments = compiled.memory_analysis().argument_size_in_bytes
+    assert memory.parameters + memory.optimizer + memory.batch <= arguments * 1.01
+    if not overrides:  # small arrays are not split: with fsdp the state is larger than its share
+      assert memory.parameters + memory.optimizer + memory.batch == pytest.approx(arguments, rel=0.01)
+    measured = hlo.traffic(compiled.as_text(), devices=8).total
+    expected = sum(step.estimated_messages().values())
+    assert expected / 2 < measured < 3 * expected, (overrides, measured, expected)
+
+
+def test_without_the_tpu_compiler_it_says_so(config, monkeypatch):
+  from jax.experimental import topologies
+
+  def missing(**settings):
+    raise RuntimeError(f'no libtpu for {settings["topology_name"]}\nmore')
+
+  monkeypatch.setattr(topologies, 'get_topology_desc', missing)
+  found = plan.make(config, topology='v5e:4x4')
+  assert found.method == 'estimated' and found.chips == 16
+  assert any(n.startswith('not compiled: no libtpu for v5e:4x4 (pip install') for n in found.notes)
+
+
+def test_a_batch_that_does_not_divide(config):
+  with pytest.raises(ValueError, match='config.data.batch_size: 64 does not divide over 24 chips'):
+    make(config, topology='gpu:24xh100')
+
+
+def test_on_the_command_line(tmp_path, capsys):
+  out = tmp_path / 'plan.json'
+  command = ['plan', '--config', 'configs/cloc_b16.py', '--topology', 'v5p:8x8x16', '--estimate', '--json', str(out)]
+  assert cli.main(command) == 0
+  text = capsys.readouterr().out
+  assert 'cloc_b16.py  on v5p:8x8x16: 1024 chips, batch 32,768 (32 images a chip) · estimated' in text
+  assert "T5's vocabulary of 32,100 is assumed" in text and '← binds' in text and 'DOES NOT FIT' not in text
+  saved, = json.loads(out.read_text())
+  assert saved['chips'] == 1024 and saved['memory']['fits'] and saved['bound'] == 'compute'
+  # A thousand times the images on one small chip.
+  assert cli.main(['plan', '--config', 'configs/cloc_b16.py', '--topology', 'v5e:1x1', '--estimate']) == 1
+  assert 'DOES NOT FIT' in capsys.readouterr().out
+  assert cli.main(['plan', '--config', 'configs/cloc_b16.py', '--topology', 'v9:4']) == 2
+  assert 'expected CHIP:AxBxC' in capsys.readouterr().err
+
+
+def test_what_if_tries_what_a_person_would(capsys):
+  command = ['plan', '--config', 'configs/cloc_b16.py', '--topology', 'v5e:16x16', '--estimate', '--what-if']
+  assert cli.main(command) in (0, 1)
+  text = capsys.readouterr().out
+  for label in ('(as it is)', 'M = 2', 'pool="prompt"', 'half the batch', 'remat "none"', 'remat "full"',
+                'parameters replicated'):
+    assert label in text
