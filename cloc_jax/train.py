@@ -27,6 +27,7 @@ from cloc_jax.models import flops
 
 _log = logging.getLogger('cloc_jax.train')
 _IN_FLIGHT = 3  # steps dispatched ahead of the one that is known to be finished
+_AGREE_EVERY = 10  # steps between hosts' asking each other whether to stop: an answer waits for all steps before it
 
 
 class NonFiniteError(FloatingPointError):
@@ -157,7 +158,8 @@ def train(config, *, workdir: str | os.PathLike, quiet: bool = False) -> Result:
     if start == 0 and jax.process_index() == 0:
       (workdir / 'config.json').write_text(config_lib.to_json(config))
       (workdir / 'parameters.txt').write_text(sharding.describe(state.params, shardings.params) + '\n')
-    progress = metrics_lib.Progress(total=total, start=start, batch_size=data.batch_size, quiet=quiet)
+    progress = metrics_lib.Progress(total=total, start=start, batch_size=data.batch_size,
+                                    quiet=quiet or jax.process_index() > 0)
     devices = mesh.devices.size
     progress.say(f'{trees.count(state.params):,} parameters · {devices} {jax.devices()[0].device_kind} device(s), '
                  f'mesh {dict(mesh.shape)} · batch {data.batch_size} · steps {start} → {total}')
@@ -205,7 +207,7 @@ def _loop(state, step_fn, *, start, schedule, data, options, tokenizer, mesh, ke
       if len(pending) > _IN_FLIGHT:
         jax.block_until_ready(pending[-1 - _IN_FLIGHT][1]['loss'])  # bounds the queue; the device stays busy
       progress.step()
-      stopping = stop.requested() and step < schedule.total  # after the last step only the evaluation is left
+      stopping = stop.requested(step) and step < schedule.total  # after the last step only the evaluation is left
       due = lambda every: step % every == 0 or step == schedule.total
       if not (due(schedule.log) or due(schedule.evals) or due(schedule.save) or stopping):
         continue
@@ -221,14 +223,14 @@ def _loop(state, step_fn, *, start, schedule, data, options, tokenizer, mesh, ke
         with meter.paused():
           evaluations = run_evals(state.params if state.ema is None else state.ema, step, progress)
         scores = {f'{split}/{k}': v for split, found in evaluations.items() for k, v in found.items()}
-        if writer:
+        if writer and scores:
           writer.write(step, {f'eval/{k}': v for k, v in scores.items()})
       if due(schedule.save) or scores is not None or stopping:
         with meter.paused():
           save(scores)
       if stopping:
         keeper.wait()
-        progress.say(f'stopped by {stop.name} after step {step}; saved, run the same command to go on')
+        progress.say(f'stopped by {stop.name or "another host"} after step {step}; saved, run the same command to go on')
         break
   return Result('done' if step >= schedule.total else 'interrupted', step, schedule.total, workdir, evaluations)
 
@@ -313,9 +315,11 @@ class _StopFlag:
       raise KeyboardInterrupt
     self.name = signal.Signals(number).name
 
-  def requested(self) -> bool:
+  def requested(self, step: int) -> bool:
     if jax.process_count() == 1:
       return bool(self.name)
+    if step % _AGREE_EVERY:
+      return False
     from jax.experimental import multihost_utils
     return bool(multihost_utils.process_allgather(np.array(bool(self.name))).any())
 

@@ -16,6 +16,12 @@ def base_fixture(tmp_path_factory):
   return tmp_path_factory.getbasetemp()
 
 
+@pytest.fixture(autouse=True, scope='module')
+def compiled_once(base):
+  with tiny.compiled_once(base):
+    yield
+
+
 @pytest.fixture(name='data', scope='module')
 def data_fixture(base):
   return tiny.data(base)

@@ -2,6 +2,7 @@
 
 The data set, the compilation cache and the finished run are made once a test session, whoever asks first.
 """
+import contextlib
 import dataclasses
 import functools
 import json
@@ -54,6 +55,22 @@ def environment(base: pathlib.Path, **more: str) -> dict[str, str]:
   return {**os.environ, 'JAX_COMPILATION_CACHE_DIR': str(base / 'compiled'), 'JAX_NUM_CPU_DEVICES': '1',
           'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0', 'JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES': '0',
           'PYTHONPATH': str(ROOT), **more}
+
+
+@contextlib.contextmanager
+def compiled_once(base: pathlib.Path):
+  """The same cache for this process (whose number of devices makes its entries different ones), for a while."""
+  import jax
+  from jax.experimental.compilation_cache import compilation_cache
+  settings = {'jax_compilation_cache_dir': str(base / 'compiled'), 'jax_persistent_cache_min_compile_time_secs': 0.0,
+              'jax_persistent_cache_min_entry_size_bytes': 0}
+  before = {name: getattr(jax.config, name) for name in settings}
+  for values in (settings, before):
+    for name, value in values.items():
+      jax.config.update(name, value)
+    compilation_cache.reset_cache()
+    if values is settings:
+      yield
 
 
 def start(*argv, base: pathlib.Path, **env: str) -> subprocess.Popen:

@@ -31,7 +31,8 @@ class Tiling:
 
   mesh: the devices that rows and columns are split over, along all mesh axes; None is a single device.
   ring, gather: the mesh axes along which columns travel, and along which they are collected; together, all of them.
-  tile: rows and columns of a tile. dtype: of the matrix products' operands; sums are always float32 or wider.
+  tile: rows and columns of a tile. dtype: of the matrix products' operands; sums are always float32 or wider, and
+    float32 operands are multiplied as such (not as TF32 or in bfloat16 passes, as accelerators do by default).
   """
   mesh: Mesh | None = None
   ring: tuple[str, ...] = ()

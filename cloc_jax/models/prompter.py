@@ -363,6 +363,9 @@ class Prompter(nn.Module):
   def setup(self):
     if self.pool not in POOLS:
       raise ValueError(f'prompter pool: expected one of {POOLS}, got {self.pool!r}')
+    if self.width % 4:
+      raise ValueError(f'prompter: codes of box corners need a width that is a multiple of 4, the image tower has '
+                       f'{self.width}')
     self.box_embed = _BoxEmbed(self.width, name='box_embed')
     self.text_embed = nn.Dense(self.width, dtype=jnp.float32, kernel_init=_text_embed_init,
                                bias_init=_constant_init(_TEXT_SCALE), name='text_embed')

@@ -246,3 +246,9 @@ def test_bfloat16_stays_near_and_returns_float32(pool):
 def test_an_unknown_pool_is_an_error():
   with pytest.raises(ValueError, match="prompter pool: expected one of .*'all'.* got 'mean'"):
     make('mean')
+
+
+def test_a_width_that_codes_do_not_fit_is_an_error():
+  module = prompter.Prompter(width=18, out_dim=8)
+  with pytest.raises(ValueError, match='a width that is a multiple of 4, the image tower has 18'):
+    jax.eval_shape(lambda: module.init(jax.random.key(0), jnp.zeros((1, 4, 18)), method='image_state'))

@@ -1,0 +1,75 @@
+"""Two real processes on loopback: they learn what one does, and one goes on with what two began."""
+import signal
+import socket
+
+import numpy as np
+import pytest
+import tiny_experiment as tiny
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(name='base', scope='module')
+def base_fixture(tmp_path_factory):
+  return tmp_path_factory.getbasetemp()
+
+
+@pytest.fixture(name='reference', scope='module')
+def reference_fixture(base):
+  run = tiny.run(base)
+  assert run.finished.status == 0, run.finished.err
+  return run
+
+
+def command(base, workdir, *more):
+  return ['train', '--config', f'{tiny.CONFIG}:{tiny.data(base)}', '--workdir', workdir, *more]
+
+
+def start_two(base, workdir, *more):
+  with socket.socket() as probe:
+    probe.bind(('localhost', 0))
+    port = probe.getsockname()[1]
+  return [tiny.start(*command(base, workdir, *more, '--coordinator', f'localhost:{port}', '--num-processes', 2,
+                              '--process-id', i), base=base, JAX_PLATFORMS='cpu') for i in range(2)]
+
+
+def finish(processes):
+  return [tiny.finish(p) for p in processes]
+
+
+@pytest.mark.parametrize('mesh', ['data', 'fsdp'])
+def test_two_processes_are_killed_and_one_goes_on(base, reference, tmp_path, mesh):
+  """Kept by process: half of every batch; with 'fsdp' half of the parameters too."""
+  workdir = tmp_path / 'run'
+  sizes = ('--config.mesh.data=1', '--config.mesh.fsdp=2') if mesh == 'fsdp' else ()
+  processes = start_two(base, workdir, *sizes)
+  tiny.wait_until(lambda: 10 <= tiny.newest(workdir) < max(tiny.losses(workdir)), processes[0])
+  for process in processes:
+    process.kill()
+  killed = finish(processes)
+  assert [k.status for k in killed] == [-signal.SIGKILL] * 2
+  assert '2 cpu device(s)' in killed[0].out and 'step' not in killed[1].out  # one of them speaks
+  kept = tiny.newest(workdir)
+  alone = tiny.finish(tiny.start(*command(base, workdir), base=base))
+  assert alone.status == 0, alone.err
+  assert '1 cpu device(s)' in alone.out and f'steps {kept} → {tiny.TOTAL}' in alone.out
+  got, want = tiny.losses(workdir), tiny.losses(reference.workdir)
+  assert list(got) == list(want)
+  np.testing.assert_allclose(list(got.values()), list(want.values()), rtol=2e-4)
+
+
+def test_two_processes_stop_together_and_finish_together(base, reference, tmp_path):
+  """A SIGTERM to one of them is everybody's; they evaluate at the end, and both end well."""
+  workdir = tmp_path / 'run'
+  processes = start_two(base, workdir)
+  tiny.wait_until(lambda: len(tiny.losses(workdir)) >= 4, processes[0])
+  processes[1].send_signal(signal.SIGTERM)
+  stopped = finish(processes)
+  assert [s.status for s in stopped] == [0, 0], stopped
+  step = tiny.newest(workdir)
+  assert 4 <= step < tiny.TOTAL and f'after step {step}; saved' in stopped[0].out
+  ended = finish(start_two(base, workdir, "--config.evals.splits=('val',)"))
+  assert [e.status for e in ended] == [0, 0], ended
+  assert (workdir / 'evals' / 'val.json').exists()
+  got, want = tiny.losses(workdir), tiny.losses(reference.workdir)
+  np.testing.assert_allclose(list(got.values()), list(want.values()), rtol=2e-4)
