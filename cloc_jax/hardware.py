@@ -9,7 +9,7 @@ class Chip:
 
   flops: dense bfloat16 FLOP/s. hbm_bytes, hbm_bandwidth: bytes, bytes/s. links: bytes/s out of a chip over all its fast
   links, one direction (ICI; NVLink). network: bytes/s a chip beyond them (DCN; a NIC). kinds: what occurs in JAX's
-  device_kind. 0 where we have no figure.
+  device_kind. 0 where we have no figure. maker: 'tpu' or 'gpu'; '' is not offered for planning.
   """
   name: str
   flops: float
@@ -18,21 +18,21 @@ class Chip:
   links: float = 0
   network: float = 0
   kinds: tuple[str, ...] = ()
-  topology: str = ''  # the prefix of libtpu's topology names
+  maker: str = ''
 
 
 # The first whose kind occurs in a device's counts. JAX calls a v5p plainly "TPU v5".
 CHIPS = (
-    Chip('v5e', 197e12, 16e9, 819e9, 4 * 45e9, 6.25e9, ('v5 lite', 'v5e'), 'v5e'),
-    Chip('v5p', 459e12, 95e9, 2765e9, 6 * 90e9, 6.25e9, ('v5',), 'v5p'),
-    Chip('v6e', 918e12, 32e9, 1640e9, 4 * 90e9, 12.5e9, ('v6 lite', 'v6e'), 'v6e'),
+    Chip('v5e', 197e12, 16e9, 819e9, 4 * 45e9, 6.25e9, ('v5 lite', 'v5e'), 'tpu'),
+    Chip('v5p', 459e12, 95e9, 2765e9, 6 * 90e9, 6.25e9, ('v5',), 'tpu'),
+    Chip('v6e', 918e12, 32e9, 1640e9, 4 * 90e9, 12.5e9, ('v6 lite', 'v6e'), 'tpu'),
     Chip('v4i', 138e12, kinds=('v4 lite',)),
-    Chip('v4', 275e12, 32e9, 1228e9, 6 * 45e9, 3.1e9, ('v4',), 'v4'),
+    Chip('v4', 275e12, 32e9, 1228e9, 6 * 45e9, 3.1e9, ('v4',), 'tpu'),
     Chip('v3', 61.5e12, 16e9, 450e9, kinds=('v3',)),
-    Chip('h200', 989e12, 141e9, 4800e9, 450e9, 50e9, ('H200',)),
-    Chip('h100-pcie', 756e12, 80e9, 2000e9, 300e9, 50e9, ('H100 PCIe',)),
-    Chip('h100', 989e12, 80e9, 3350e9, 450e9, 50e9, ('H100',)),
-    Chip('a100', 312e12, 80e9, 2039e9, 300e9, 25e9, ('A100',)),
+    Chip('h200', 989e12, 141e9, 4800e9, 450e9, 50e9, ('H200',), 'gpu'),
+    Chip('h100-pcie', 756e12, 80e9, 2000e9, 300e9, 50e9, ('H100 PCIe',), 'gpu'),
+    Chip('h100', 989e12, 80e9, 3350e9, 450e9, 50e9, ('H100',), 'gpu'),
+    Chip('a100', 312e12, 80e9, 2039e9, 300e9, 25e9, ('A100',), 'gpu'),
 )
 
 
@@ -48,7 +48,7 @@ class Topology:
   chips: int
   chips_per_slice: int
   shape: tuple[int, ...]
-  compilable: bool  # libtpu can compile for it
+  libtpu_name: str  # what the TPU compiler calls it; '' where it cannot compile for it
 
   @property
   def slices(self) -> int:
@@ -66,24 +66,25 @@ def topology(name: str) -> Topology:
   Raises:
     ValueError: on anything else, with the names that exist.
   """
-  known = {c.name: c for c in CHIPS if c.hbm_bytes}
+  known = {c.name: c for c in CHIPS if c.maker}
   match = _TPU.fullmatch(name)
   if match:
     chip = known.get('v5p' if match[1] == 'v5' else match[1])
-    if chip and chip.topology:
+    if chip and chip.maker == 'tpu':
       shape = tuple(map(int, match[2].split('x')))
       per_slice = 1
       for side in shape:
         per_slice *= side
       slices = int(match[3] or 1)
       if per_slice and slices:
-        return Topology(chip, per_slice * slices, per_slice, shape, compilable=slices == 1)
+        return Topology(chip, per_slice * slices, per_slice, shape,
+                        libtpu_name=f'{chip.name}:{match[2]}' if slices == 1 else '')
   match = _GPU.fullmatch(name)
   if match and int(match[1]):
     chip = known.get(match[2].lower())
-    if chip and not chip.topology:
+    if chip and chip.maker == 'gpu':
       count = int(match[1])
-      return Topology(chip, count, min(count, _GPUS_PER_NODE), (count,), compilable=False)
-  tpus, gpus = ([n for n, c in known.items() if bool(c.topology) == t] for t in (True, False))
+      return Topology(chip, count, min(count, _GPUS_PER_NODE), (count,), libtpu_name='')
+  tpus, gpus = ([n for n, c in known.items() if c.maker == maker] for maker in ('tpu', 'gpu'))
   raise ValueError(f"topology: expected CHIP:AxBxC with CHIP one of {tpus}, e.g. 'v5p:8x8x16', or gpu:COUNTxCHIP with "
                    f"CHIP one of {gpus}, e.g. 'gpu:8xh200'; got {name!r}")

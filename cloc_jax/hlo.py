@@ -22,11 +22,11 @@ _GROUPS = re.compile(r'replica_groups=(?:\{\{([\d,]*)\}|\[(\d+),(\d+)\])')
 
 @dataclasses.dataclass(frozen=True)
 class Instruction:
-  name: str
   opcode: str
   shapes: tuple[int, ...]  # bytes of each array in the result
+  unknown: bool            # the result holds a type whose size is not known
   calls: tuple[str, ...]
-  trips: int
+  trips: int | None        # of a loop, where it is known
   group: int | None        # devices in a group of a collective
   scope: str               # the op_name of the metadata: where in the model it comes from
 
@@ -34,19 +34,22 @@ class Instruction:
 @dataclasses.dataclass(frozen=True)
 class Traffic:
   """Of one device in one run of a program. received: bytes by kind of collective; messages: how many of them;
-  by_scope: bytes by where in the model they come from."""
+  by_scope: bytes by where in the model they come from; doubts: what could not be read, in words."""
   received: dict[str, float]
   messages: dict[str, int]
   by_scope: dict[str, float]
+  doubts: tuple[str, ...] = ()
 
   @property
   def total(self) -> float:
     return sum(self.received.values())
 
 
-def _array_bytes(text: str) -> tuple[int, ...]:
-  return tuple(math.prod(map(int, filter(None, dims.split(',')))) * _BITS[kind] // 8
-               for kind, dims in _ARRAY.findall(text) if kind in _BITS)
+def _array_bytes(text: str) -> tuple[tuple[int, ...], bool]:
+  found = _ARRAY.findall(text)
+  known = tuple(math.prod(map(int, filter(None, dims.split(',')))) * _BITS[kind] // 8
+                for kind, dims in found if kind in _BITS)
+  return known, len(known) < len(found)
 
 
 def _split_type(text: str) -> tuple[str, str]:
@@ -87,7 +90,8 @@ def parse(text: str) -> tuple[dict[str, list[Instruction]], str]:
     if groups:
       group = len(groups[1].split(',')) if groups[1] is not None else int(groups[3])
     scope = re.search(r'op_name="([^"]*)"', rest)
-    current.append(Instruction(found[1], opcode, _array_bytes(kind), called, int(trips[1]) if trips else 1, group,
+    shapes, unknown = _array_bytes(kind)
+    current.append(Instruction(opcode, shapes, unknown, called, int(trips[1]) if trips else None, group,
                                scope[1] if scope else ''))
   if not entry:
     raise ValueError('HLO: no ENTRY computation found')
@@ -101,7 +105,7 @@ def multiplicities(computations, entry) -> dict[str, int]:
   def visit(name, times):
     counts[name] += times
     for instruction in computations.get(name, ()):
-      factor = instruction.trips if instruction.opcode == 'while' else 1
+      factor = (instruction.trips or 1) if instruction.opcode == 'while' else 1
       for called in instruction.calls:
         if called in computations:
           visit(called, times * factor)
@@ -120,20 +124,43 @@ def traffic(text: str, *, devices: int) -> Traffic:
   counts = multiplicities(computations, entry)
   received, messages = collections.Counter(), collections.Counter()
   scopes: collections.Counter = collections.Counter()
+  doubts: set[str] = set()
   for name, times in counts.items():
     for instruction in computations.get(name, ()):
       kind = next((k for k in COLLECTIVES if instruction.opcode in (k, f'{k}-start')), None)
-      if kind is None or not instruction.shapes:
+      if kind is None:
         continue
-      started = instruction.opcode.endswith('-start') and len(instruction.shapes) > 1
-      # A start's result also carries its operands (and contexts); the largest of them is what is moved.
-      size = max(instruction.shapes) if started else sum(instruction.shapes)
       g = instruction.group or devices
-      factor = {'all-gather': (g - 1) / g, 'all-reduce': 2 * (g - 1) / g, 'reduce-scatter': g - 1,
-                'collective-permute': 1, 'all-to-all': (g - 1) / g}[kind]
-      if kind == 'reduce-scatter' and started:
-        factor = (g - 1) / g  # the largest is the operand
-      received[kind] += times * size * factor
+      if instruction.unknown or (instruction.group is None and kind != 'collective-permute'):
+        doubts.add(f'{kind}: a type or group of devices that is not understood')
+      size = _moved(kind, instruction, g)
+      received[kind] += times * size
       messages[kind] += times
-      scopes[instruction.scope] += times * size * factor
-  return Traffic(dict(received), dict(messages), dict(scopes))
+      scopes[instruction.scope] += times * size
+  for name in counts:
+    for instruction in computations.get(name, ()):
+      if (instruction.opcode == 'while' and instruction.trips is None
+          and any(_sends(computations, called) for called in instruction.calls)):
+        doubts.add('a loop that sends, of unknown length: counted once')
+  return Traffic(dict(received), dict(messages), dict(scopes), tuple(sorted(doubts)))
+
+
+def _moved(kind: str, instruction: Instruction, g: int) -> float:
+  """Bytes that one device receives, from an instruction's result; several arrays may be sent in one."""
+  size = sum(instruction.shapes)
+  if instruction.opcode.endswith('-start') and len(instruction.shapes) > 1:
+    # The start of an all-gather, reduce-scatter or permutation carries its operands beside its results (and a
+    # permutation two small counters). That of an all-reduce does not.
+    if kind == 'all-gather':
+      size *= g / (g + 1)
+    elif kind == 'reduce-scatter':
+      size /= g + 1
+    elif kind in ('collective-permute', 'all-to-all'):
+      size = sum(x for x in instruction.shapes if x > 4 or len(instruction.shapes) == 2) / 2
+  return size * {'all-gather': (g - 1) / g, 'all-reduce': 2 * (g - 1) / g, 'reduce-scatter': g - 1,
+                 'collective-permute': 1, 'all-to-all': (g - 1) / g}[kind]
+
+
+def _sends(computations, name: str) -> bool:
+  return any(instruction.opcode.removesuffix('-start') in COLLECTIVES or any(
+      _sends(computations, called) for called in instruction.calls) for instruction in computations.get(name, ()))

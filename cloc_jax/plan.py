@@ -1,9 +1,9 @@
 """`cloc plan`: will an experiment fit on given hardware, how fast will it go, and what will it take?
 
 The real training step is lowered from shapes alone. Where libtpu is installed (no TPU is needed) its compiler compiles it
-for the chips asked for, and memory and messages are read from the result: `compiled`. Elsewhere they are worked out from
-the shapes: `estimated`. FLOPs are always the formulas of models/flops.py; times are always roofline estimates. Nothing
-is ever run.
+for the chips asked for, and temporaries and messages are read from the result: `compiled`. Elsewhere they are worked out
+from the shapes: `estimated`. Parameters, optimizer and batch follow from the sharding rules. FLOPs are always the
+formulas of models/flops.py, times always roofline estimates. Nothing is ever run.
 """
 import dataclasses
 import json
@@ -50,7 +50,7 @@ class Memory:
 class Plan:
   """See `render` for what each figure says. seconds: by resource, for one step, each alone at the chip's peak."""
   label: str
-  method: str                      # 'compiled' or 'estimated'
+  method: str                      # 'compiled', 'estimated', or 'refused' (the compiler ran out of memory)
   topology: str
   chips: int
   memory: Memory
@@ -104,18 +104,24 @@ def make(config, *, topology: str, estimate: bool = False, label: str = '') -> P
   step = _Step(config, where)
   notes = list(step.notes)
   compiled = None
-  if not estimate and where.compilable:
-    compiled, reason = _compile(step, topology)
+  if not estimate and where.libtpu_name:
+    compiled, reason = _compile(step, where.libtpu_name)
     notes += [reason] if reason else []
-  elif not where.compilable:
+  elif not where.libtpu_name:
     notes.append('memory and messages are estimated: only single TPU slices are compiled')
   memory = step.memory(compiled)
+  method = 'estimated' if compiled is None else 'compiled'
   if isinstance(compiled, OutOfMemory):
-    notes.append(f'does not fit: {compiled.message}')
-  if compiled is not None and not isinstance(compiled, OutOfMemory):
-    received = hlo.traffic(compiled.as_text(), devices=where.chips).received
+    method = 'refused'
+    notes.append(f'does not fit, messages are estimated: {compiled.message}')
+  if method == 'compiled':
+    traffic = hlo.traffic(compiled.as_text(), devices=where.chips)
+    received = traffic.received
+    notes += [f'messages: {doubt}' for doubt in traffic.doubts]
   else:
     received = step.estimated_messages()
+  if step.loss.get('tile_dtype', 'float32') == 'float32':
+    notes.append('loss.tile_dtype is float32: its exact products take several times longer than the peak for bfloat16 says')
   network = sum(received.values()) / where.chips_per_slice if where.slices > 1 else 0.0
   per_image = step.flops()
   work = (per_image.train + step.recomputed(per_image)) * step.data.batch_size / where.chips
@@ -123,9 +129,9 @@ def make(config, *, topology: str, estimate: bool = False, label: str = '') -> P
   seconds = {'compute': work / chip.flops, 'links': sum(received.values()) / chip.links if chip.links else 0.0}
   if where.slices > 1:
     seconds['network'] = network / chip.network
-  return Plan(label=label, method='compiled' if compiled is not None else 'estimated', topology=topology,
-              chips=where.chips, memory=memory, flops_per_image=_by_part(per_image), batch_size=step.data.batch_size,
-              received=received, network=network, seconds=seconds, total_steps=step.total_steps, notes=tuple(notes))
+  return Plan(label=label, method=method, topology=topology, chips=where.chips, memory=memory, 
+              flops_per_image=_by_part(per_image), batch_size=step.data.batch_size, received=received, network=network,
+              seconds=seconds, total_steps=step.total_steps, notes=tuple(notes))
 
 
 def _by_part(per_image) -> dict[str, float]:
@@ -151,6 +157,7 @@ class _Step:
     self.loss = config_lib.plain(config['loss'])
     self.mesh_section = dict(config_lib.plain(config['mesh']))
     self.rules = self.mesh_section.pop('rules', (('.*', 'fsdp'),))
+    self.mesh = config_lib.call(sharding.mesh_sizes, self.mesh_section, where.chips, name='mesh')
     self.notes: list[str] = []
     size = self._vocabulary()
     self.model = inference.build_model(config, tokenizer=_Vocabulary(size))
@@ -164,6 +171,8 @@ class _Step:
         batch_size=self.data.batch_size, image_size=self.data.image_size, text_length=self.data.text_length,
         regions=self.data.regions_per_image, region_text_length=self.data.region_text_length)
     self.state = train_step.abstract_state(self.model, self.tx, self.batch, ema=self.options.ema_decay > 0)
+    mesh = jax.sharding.AbstractMesh(tuple(self.mesh.values()), tuple(self.mesh))
+    self.shardings = train_step.state_sharding(self.state, mesh=mesh, rules=self.rules)
 
   def _vocabulary(self) -> int:
     kind, _, rest = self.data.tokenizer.partition(':')
@@ -198,18 +207,14 @@ class _Step:
                             batch_size=self.data.batch_size)
 
   def recomputed(self, per_image) -> float:
-    """FLOPs an image that are spent a second time: towers under remat="full", and all of it in micro-batches."""
-    if self.options.micro_batches > 1:
-      return per_image.forward - per_image.losses
-    again = lambda tower, *parts: sum(parts) if tower.get('remat') == 'full' else 0.0
-    return again(self.model.image, per_image.image_tower) + again(self.model.text, per_image.text_tower,
-                                                                  per_image.region_text)
+    """FLOPs an image that are spent again: towers under remat="full", and everything once more in micro-batches.
 
-  def _fsdp(self) -> int:
-    sizes = {'data': -1, 'fsdp': 1} | self.mesh_section
-    if sizes['fsdp'] == -1:
-      return self.where.chips // max(sizes['data'], 1)
-    return sizes['fsdp']
+    remat="dots" repeats elementwise work and the attention's own products: some per cent, which are left out.
+    """
+    again = lambda tower, *parts: sum(parts) if tower.get('remat') == 'full' else 0.0
+    out = again(self.model.image, per_image.image_tower) + again(self.model.text, per_image.text_tower,
+                                                                 per_image.region_text)
+    return out + (per_image.forward - per_image.losses if self.options.micro_batches > 1 else 0.0)
 
   def activations(self) -> float:
     """Bytes of all chips together that the forward pass hands to the backward pass."""
@@ -222,53 +227,67 @@ class _Step:
     return max(0.0, _bytes(kept) - _bytes(self.state.params))
 
   def memory(self, compiled) -> Memory:
-    chips, fsdp = self.where.chips, self._fsdp()
+    chips = self.where.chips
     activations = self.activations() / chips
-    parameters = _bytes(self.state.params) / fsdp
-    optimizer = (_bytes(self.state.opt_state) + (_bytes(self.state.ema) if self.state.ema is not None else 0)) / fsdp
+    parameters = _bytes(self.state.params, self.shardings.params)
+    optimizer = _bytes(self.state.opt_state, self.shardings.opt_state) + _bytes(self.state.ema, self.shardings.ema)
     if isinstance(compiled, OutOfMemory):
       temporaries = compiled.needed or math.inf
     elif compiled is not None:
       temporaries = compiled.memory_analysis().temp_size_in_bytes
     else:  # gradients, a gathered copy of the parameters in the towers' dtype, and the tiled losses' embeddings
       width = np.dtype(self.model.dtype).itemsize / 4
-      gathered = _bytes(self.state.params) * width if fsdp > 1 else 0
-      rows = self.data.batch_size * (1 + self.data.regions_per_image)
-      temporaries = activations + parameters + gathered + rows * self.model.embed_dim * 6
+      gathered = _bytes(self.state.params) * width if self.mesh['fsdp'] > 1 else 0
+      columns = self._loss_rows() * self.model.embed_dim * (self._tile_bytes() + 4)
+      temporaries = activations + parameters + gathered + columns * {'ring': 2 / chips}.get(self._transport(), 1)
     return Memory(parameters=parameters, optimizer=optimizer, batch=_bytes(self.batch) / chips, activations=activations,
                   temporaries=temporaries, available=self.where.chip.hbm_bytes)
 
   def estimated_messages(self) -> dict[str, float]:
     """Gradients summed over data, parameters gathered twice and gradients scattered over fsdp, embeddings collected."""
-    chips, fsdp = self.where.chips, self._fsdp()
-    data = chips // fsdp
-    size = _bytes(self.state.params)
-    out = {}
-    if fsdp > 1:
-      share = (fsdp - 1) / fsdp
-      out |= {'all-gather': 2 * size * share, 'reduce-scatter': size * share}
-    if data > 1:
-      out['all-reduce'] = 2 * size / fsdp * (data - 1) / data
-    width = 2 if self.loss.get('tile_dtype') == 'bfloat16' else 4
-    rows = self.data.batch_size * (1 + self.data.regions_per_image) * self.model.embed_dim * (chips - 1) / chips
-    out['all-gather'] = out.get('all-gather', 0) + 2 * rows * width
-    out['reduce-scatter'] = out.get('reduce-scatter', 0) + rows * 4
-    return out
+    chips, (data, fsdp) = self.where.chips, self.mesh.values()
+    whole, own = _bytes(self.state.params), _bytes(self.state.params, self.shardings.params)
+    split = (whole - own) * fsdp / (fsdp - 1) if fsdp > 1 else 0.0  # bytes of the parameters that are split
+    passes = 2 * self.options.micro_batches + (self.options.micro_batches > 1) * self.options.micro_batches
+    out = {'all-gather': passes * split * (fsdp - 1) / fsdp, 'reduce-scatter': split * (fsdp - 1) / fsdp,
+           'all-reduce': 2 * own * (data - 1) / data + 2 * (whole - split) * (fsdp - 1) / fsdp}
+    columns = self._loss_rows() * self.model.embed_dim * (chips - 1) / chips
+    if self._transport() == 'gather':
+      out['all-gather'] += 2 * columns * self._tile_bytes()
+      out['reduce-scatter'] += columns * 4
+    else:
+      out['collective-permute'] = columns * (2 * self._tile_bytes() + 4)
+    return {kind: size for kind, size in out.items() if size}
+
+  def _transport(self) -> str:
+    return self.loss.get('transport', 'gather')
+
+  def _tile_bytes(self) -> int:
+    return 2 if self.loss.get('tile_dtype') == 'bfloat16' else 4
+
+  def _loss_rows(self) -> int:
+    regions = self.data.regions_per_image if self.model.region_encoder != 'none' else 0
+    return self.data.batch_size * (1 + regions)
 
 
-def _bytes(tree) -> float:
-  return float(sum(math.prod(x.shape) * (x.dtype.itemsize if hasattr(x.dtype, 'itemsize') else 4)
-                   for x in jax.tree.leaves(tree)))
+def _bytes(tree, shardings=None) -> float:
+  """Of a tree of shapes; with their shardings, of one device's part of it."""
+  shapes = [x.shape for x in jax.tree.leaves(tree)]
+  if shardings is not None:
+    shapes = [s.shard_shape(shape) for s, shape in zip(jax.tree.leaves(shardings), shapes, strict=True)]
+  sizes = [x.dtype.itemsize for x in jax.tree.leaves(tree)]
+  return float(sum(math.prod(shape) * size for shape, size in zip(shapes, sizes)))
 
 
-def _compile(step: _Step, topology: str) -> tuple[Any, str]:
+def _compile(step: _Step, name: str) -> tuple[Any, str]:
   """(the compiled step, an OutOfMemory, or None; why it is None)."""
   os.environ.setdefault('TPU_SKIP_MDS_QUERY', '1')  # there is no TPU to ask
   try:
     from jax.experimental import topologies
-    devices = topologies.get_topology_desc(platform='tpu', topology_name=topology).devices
+    devices = topologies.get_topology_desc(platform='tpu', topology_name=name).devices
   except Exception as error:  # libtpu raises what it likes
-    return None, f'not compiled: {_first_line(error)} (pip install "cloc_jax[tpu]" brings the compiler; no TPU is needed)'
+    return None, (f'not compiled: {_first_line(error)} (pip install "cloc_jax[tpu]" brings the compiler; no TPU is '
+                  'needed)')
   try:
     return step.lower(devices).compile(), ''
   except jax.errors.JaxRuntimeError as error:
@@ -323,15 +342,16 @@ def render(plans: list[Plan], *, seconds: float | None = None) -> str:
            f'{gb(m.activations)}',
            f'  total        {gb(m.total):>10}   of {gb(m.available)}', '',
            f'GFLOPs an image, forward and backward (formula): {plan.flops_per_image["all"] / 1e9:,.1f}']
-  lines += [f'  {name:<12} {value / 1e9:>10,.1f}' for name, value in plan.flops_per_image.items() if name != 'all' and value]
+  lines += [f'  {name:<12} {value / 1e9:>10,.1f}' for name, value in plan.flops_per_image.items()
+            if name != 'all' and value]
   lines += ['', f'received a chip and step: {gb(sum(plan.received.values()))} over fast links'
             + (f', {gb(plan.network)} over the network' if plan.network else '')]
   lines += [f'  {kind:<18} {gb(size):>10}' for kind, size in plan.received.items()]
   lines += ['', 'a step, by resource alone at its peak (estimate)']
   lines += [f'  {name:<12} {value * 1e3:>10,.1f} ms' + ('   ← binds' if name == plan.bound else '')
             for name, value in plan.seconds.items()]
-  lines += ['', f'expected with compute at {EXPECTED_UTILISATION:.0%} of peak: {plan.step_seconds * 1e3:,.0f} ms a step, '
-            f'{plan.images_per_second:,.0f} images/s, {plan.days:,.1f} days and {plan.chip_hours:,.0f} chip-hours for '
+  lines += ['', f'expected with compute at {EXPECTED_UTILISATION:.0%} of peak: '
+            f'{plan.step_seconds * 1e3:,.0f} ms a step, {plan.images_per_second:,.0f} images/s, {plan.days:,.1f} days and {plan.chip_hours:,.0f} chip-hours for '
             f'{plan.total_steps:,} steps']
   if len(plans) > 1:
     lines += ['', f'{"what if":<24}{"GB a chip":>11}{"fits":>6}{"received":>12}{"ms a step":>11}{"chip-hours":>12}']
@@ -349,6 +369,7 @@ def to_json(plans: list[Plan]) -> str:
   def one(p):
     derived = ('bound', 'step_seconds', 'images_per_second', 'days', 'chip_hours')
     memory = dataclasses.asdict(p.memory) | {'total': p.memory.total, 'fits': p.memory.fits}
+    memory = {k: None if v == math.inf else v for k, v in memory.items()}  # the compiler did not say how much
     return dataclasses.asdict(p) | {k: getattr(p, k) for k in derived} | {'memory': memory}
   return json.dumps([one(p) for p in plans], indent=1)
 
@@ -364,5 +385,8 @@ def run(spec: str, *, assignments, topology: str, estimate: bool, what_if: bool)
   plans = [make(load(), topology=topology, estimate=estimate, label=name)]
   if what_if:
     for label, overrides in variants(load()):
-      plans.append(make(load(overrides), topology=topology, estimate=estimate, label=label))
+      try:
+        plans.append(make(load(overrides), topology=topology, estimate=estimate, label=label))
+      except (ValueError, jax.errors.JaxRuntimeError) as error:  # must not cost what was found before
+        plans[0] = dataclasses.replace(plans[0], notes=(*plans[0].notes, f'{label}: {_first_line(error)}'))
   return plans, render(plans, seconds=time.monotonic() - began)

@@ -17,6 +17,23 @@ _MIN_SPLIT_SIZE = 2**14
 RULES = ('replicate', 'fsdp')
 
 
+def mesh_sizes(count: int, *, data: int = -1, fsdp: int = 1) -> dict[str, int]:
+  """The sizes of the mesh's axes for so many devices; one of them may be -1, for "the rest".
+
+  Raises:
+    ValueError: when the sizes do not multiply to the number of devices.
+  """
+  sizes = [data, fsdp]
+  if sizes.count(-1) > 1 or any(s == 0 or s < -1 for s in sizes):
+    raise ValueError(f'mesh: expected positive sizes, one of them -1 at most; got data={data}, fsdp={fsdp}')
+  if -1 in sizes:
+    known = math.prod(s for s in sizes if s != -1)
+    sizes[sizes.index(-1)] = max(1, count // known)
+  if math.prod(sizes) != count:
+    raise ValueError(f'mesh: data={data} × fsdp={fsdp} does not fit {count} devices')
+  return dict(zip(AXES, sizes))
+
+
 def make_mesh(*, data: int = -1, fsdp: int = 1, devices: Sequence[jax.Device] | None = None) -> Mesh:
   """A (data, fsdp) mesh over all devices; one of the sizes may be -1, for "the rest".
 
@@ -24,15 +41,8 @@ def make_mesh(*, data: int = -1, fsdp: int = 1, devices: Sequence[jax.Device] | 
     ValueError: when the sizes do not multiply to the number of devices.
   """
   devices = jax.devices() if devices is None else devices
-  sizes = [data, fsdp]
-  if sizes.count(-1) > 1 or any(s == 0 or s < -1 for s in sizes):
-    raise ValueError(f'mesh: expected positive sizes, one of them -1 at most; got data={data}, fsdp={fsdp}')
-  if -1 in sizes:
-    known = math.prod(s for s in sizes if s != -1)
-    sizes[sizes.index(-1)] = max(1, len(devices) // known)
-  if math.prod(sizes) != len(devices):
-    raise ValueError(f'mesh: data={data} × fsdp={fsdp} does not fit {len(devices)} devices')
-  return Mesh(np.asarray(devices).reshape(sizes), AXES)
+  sizes = mesh_sizes(len(devices), data=data, fsdp=fsdp)
+  return Mesh(np.asarray(devices).reshape(tuple(sizes.values())), AXES)
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:

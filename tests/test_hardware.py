@@ -21,10 +21,10 @@ def test_topologies(name, chips, per_slice, chip):
   found = hardware.topology(name)
   assert (found.chips, found.chips_per_slice, found.chip.name) == (chips, per_slice, chip)
   assert found.slices == chips // per_slice
-  assert found.compilable == (':' in name and not name.startswith('gpu') and '*' not in name)
+  assert found.libtpu_name == ('' if name.startswith('gpu') or '*' in name else f'{chip}:{name.split(":")[1]}')
 
 
-@pytest.mark.parametrize('name', ['v9:4x4', 'v5e', 'v5e:4y4', 'gpu:0xh200', 'gpu:8xv5e', 'h200', 'v5e:0x4', ''])
+@pytest.mark.parametrize('name', ['v9:4x4', 'v5e', 'v5e:4y4', 'gpu:0xh200', 'gpu:8xv5e', 'h200', 'v5e:0x4', 'gpu:16xv3', 'v3:4x4', ''])
 def test_wrong_topologies_say_what_there_is(name):
   with pytest.raises(ValueError, match=r"topology: expected CHIP:AxBxC .*v5p.*h200.*got '" + name):
     hardware.topology(name)

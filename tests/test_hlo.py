@@ -65,6 +65,38 @@ ENTRY %main (a: bf16[4,8]) -> bf16[32,8] {
   assert found.received == {'all-gather': 32 * 8 * 2 * 7 / 8} and found.by_scope == {'jit(f)/gather': 448}
 
 
+START = '''HloModule m
+ENTRY %main (a: f32[64], b: f32[128]) -> f32[64] {{
+  %a = f32[64]{{0}} parameter(0)
+  %b = f32[128]{{0}} parameter(1)
+  %start = {type} {kind}-start(%a, %b), {group}
+  ROOT %done = f32[64]{{0}} copy(%a)
+}}
+'''
+OPERANDS, GATHERED, SCATTERED = (f'(f32[{64 * k // 8}]{{0}}, f32[{128 * k // 8}]{{0}})' for k in (8, 64, 1))
+
+
+@pytest.mark.parametrize('kind, type_, bytes_received', [
+    ('all-gather', f'({OPERANDS}, {GATHERED})', 7 * 192 * 4),
+    ('reduce-scatter', f'({OPERANDS}, {SCATTERED})', 192 * 4 * 7 / 8),
+    ('all-reduce', OPERANDS, 2 * 192 * 4 * 7 / 8),
+    ('collective-permute', f'({OPERANDS}, {OPERANDS}, u32[], u32[])', 192 * 4),
+    ('all-to-all', f'({OPERANDS}, {OPERANDS})', 192 * 4 * 7 / 8)])
+def test_several_arrays_in_one_message(kind, type_, bytes_received):
+  """As accelerators start them: operands beside results, except for an all-reduce."""
+  group = 'source_target_pairs={{0,1},{1,0}}' if kind == 'collective-permute' else 'replica_groups=[1,8]<=[8]'
+  found = hlo.traffic(START.format(type=type_, kind=kind, group=group), devices=8)
+  assert found.received[kind] == pytest.approx(bytes_received) and not found.doubts
+
+
+def test_what_could_not_be_read_is_said():
+  text = compiled(lambda x: jax.lax.while_loop(lambda c: c.sum() < 100, lambda c: ring(c) + 1, x), P('x'))
+  assert any('unknown length' in d for d in hlo.traffic(text, devices=DEVICES).doubts)
+  odd = START.format(type='f6e9[64]', kind='all-reduce', group='replica_groups=[1,8]<=[8]')
+  assert hlo.traffic(odd, devices=8).doubts
+  assert hlo.traffic(START.format(type='f32[64]', kind='all-reduce', group='groups=all'), devices=8).doubts
+
+
 def test_what_is_no_hlo_is_an_error():
   with pytest.raises(ValueError, match='no ENTRY computation'):
     hlo.traffic('something else', devices=8)

@@ -6,6 +6,7 @@ passes by hand: memory grows with N, and tiles are computed again where they are
 """
 import dataclasses
 import functools
+import math
 from typing import Any
 
 import jax
@@ -87,14 +88,13 @@ def sigmoid_dense(z_a_ne, z_text_ne, *, logit_scale, logit_bias, mask_n=None,
 @dataclasses.dataclass(frozen=True)
 class _Side:
   """Rows or columns of the pair matrix: embeddings (n, E), texts (n, E) where the filter needs them, valid (n,), number
-  in the global batch (n,), cosine of the own pair (n,), and the excess and the diagonal's gradient (n,) once known."""
+  in the global batch (n,), cosine of the own pair (n,), and the excess (n,) once it is known."""
   z: Any
   text: Any
   mask: Any
   index: Any
   own: Any
   excess: Any = None
-  d_own: Any = None
 
 
 def _sides(tiling, a, text, mask, filtered, row_excess=None, column_excess=None):
@@ -104,8 +104,7 @@ def _sides(tiling, a, text, mask, filtered, row_excess=None, column_excess=None)
     index += lax.axis_index(tiling.axes) * n
   a, text = tiling.operand(a), tiling.operand(text)
   own = jnp.einsum('ne,ne->n', a, text, preferred_element_type=_accumulator(a), precision=lax.Precision.HIGHEST)
-  d_own = None if row_excess is None else jnp.expm1(-row_excess) + jnp.expm1(-column_excess)
-  rows = _Side(a, text if filtered else None, mask, index, own, row_excess, d_own)
+  rows = _Side(a, text if filtered else None, mask, index, own, row_excess)
   return rows, _Side(text, None, mask, index, own, column_excess)
 
 
@@ -153,20 +152,12 @@ def _combine_exponentials(tiling, sums, axes):
   part_max, part_sum = sums
   top = lax.pmax(part_max, axes)
   total = lax.psum(part_sum * jnp.exp(part_max - top), axes)
-  n = top.shape[0] // _axes_size(tiling, axes)
+  n = top.shape[0] // math.prod(tiling.mesh.shape[axis] for axis in axes)
   own = lambda x: lax.dynamic_slice_in_dim(x, lax.axis_index(axes) * n, n)
   return own(top), own(total)
 
 
-def _axes_size(tiling, axes):
-  size = 1
-  for axis in axes:
-    size *= tiling.mesh.shape[axis]
-  return size
-
-
-def _scatter(tiling, sums, axes):
-  del tiling
+def _scatter(sums, axes):
   return lax.psum_scatter(sums, axes, tiled=True)
 
 
@@ -205,7 +196,7 @@ def _softmax_gradients(tiling, a, text, scale, mask, threshold, row_excess, colu
     cosine, kept, diagonal, _ = _pairs(tiling, row, column, threshold)
     over_row, over_column = _logits(cosine, row, column, scale)
     d_logits = jnp.exp(over_row - row.excess[:, None]) + jnp.exp(over_column - column.excess[None, :])
-    d_logits = jnp.where(kept, jnp.where(diagonal, row.d_own[:, None], d_logits), 0)
+    d_logits = jnp.where(kept & ~diagonal, d_logits, 0)
     g = tiling.operand(d_logits)
     return (d_row + tiling.dot(g, column.z, (1, 0)), d_column + tiling.dot(g, row.z, (0, 0)),
             d_scale + (d_logits * cosine).sum())
@@ -213,7 +204,12 @@ def _softmax_gradients(tiling, a, text, scale, mask, threshold, row_excess, colu
   start = lambda n: jnp.zeros((n, a.shape[1]), kind)
   d_a, d_text, d_scale = tiles.sweep(
       tiling, tile, rows, columns, row_sums=start, column_sums=start, scalars=jnp.zeros((), kind),
-      combine=functools.partial(_scatter, tiling))
+      combine=_scatter)
+  # The positives, p − 1 for rows and for columns: at the end of training the largest part, and never rounded to operands.
+  d_own = jnp.where(mask, jnp.expm1(-row_excess) + jnp.expm1(-column_excess), 0)
+  positive = lambda z: jnp.where(mask[:, None], d_own[:, None] * z.astype(kind), 0)  # masked rows may hold anything
+  d_a, d_text = d_a + positive(text), d_text + positive(a)
+  d_scale += jnp.where(mask, d_own * rows.own, 0).sum()
   factor = d_loss / (2 * jnp.maximum(_total(tiling, mask.sum(dtype=kind)), 1))
   return ((d_a * (factor * scale)).astype(a.dtype), (d_text * (factor * scale)).astype(text.dtype),
           _total(tiling, d_scale) * factor)
@@ -269,7 +265,7 @@ def _sigmoid_sweep(tiling, differentiate, a, text, scale, mask, threshold, bias)
   start = lambda n: jnp.zeros((n, a.shape[1] if differentiate else 0), kind)
   d_a, d_text, scalars = tiles.sweep(
       tiling, tile, rows, columns, row_sums=start, column_sums=start,
-      scalars=(jnp.zeros((), kind),) * (4 if differentiate else 2), combine=functools.partial(_scatter, tiling))
+      scalars=(jnp.zeros((), kind),) * (4 if differentiate else 2), combine=_scatter)
   loss, count, *d_scalars = (_total(tiling, x) for x in scalars)
   valid = _total(tiling, mask.sum(dtype=kind))
   factor = 1 / jnp.maximum(valid, 1)

@@ -3,8 +3,8 @@
 A device keeps its own rows. Columns come to it in one of two ways, or one within the other:
 
   gather: all columns of a group of devices are collected first. One message; holds N columns.
-  ring: every device hands its block of columns to the next one, P times. Never holds more than two blocks. What the
-    columns accumulate travels one hop behind them, so that both messages are under way while a tile is computed.
+  ring: every device hands its block of columns to the next one, P times. Never holds more than two blocks, and two of
+    what columns accumulate, which travels one hop behind: both messages are under way while tiles are computed.
 
 What a sweep computes is a function of a tile (`TileFn`) that updates what rows, columns and nobody in particular (scalars)
 accumulate. `losses/contrastive.py` has them.
@@ -83,7 +83,7 @@ TileFn = Callable[[Any, Any, Any, Any, Any], tuple[Any, Any, Any]]
 
 
 def tile_size(n: int, want: int) -> int:
-  """Rows of equal tiles, at most about `want`, that cover n with little padding."""
+  """Rows of equal tiles, at most `want` rounded up to whole lanes, that cover n with little padding."""
   even = math.ceil(n / math.ceil(n / want))
   return min(n, math.ceil(even / _LANES) * _LANES) if even > _LANES else even
 

@@ -2,14 +2,13 @@
 
   python docs/results/losses.py --sizes 8192,16384,32768,65536
 
-Every case runs in a process of its own: its peak memory is the operating system's figure, less what it held before. Dense
-cases that would need more than --memory-limit are not started. Times are medians of one machine: read them as ratios.
+Every case runs in a process of its own (Linux): its memory is the operating system's peak while it runs, less what it
+held just before. Dense cases that would need more than --memory-limit are not started. Read times as ratios.
 """
 import argparse
 import json
 import pathlib
 import platform
-import resource
 import statistics
 import subprocess
 import sys
@@ -25,8 +24,14 @@ _DENSE_BYTES = 16
 _FLOPS = {('softmax', False): 8, ('softmax', True): 12, ('sigmoid', False): 6, ('sigmoid', True): 8}
 
 
-def peak_mb() -> float:
-  return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+def memory_mb(field: str) -> float:
+  """'VmRSS', what this process holds now, or 'VmHWM', the most it held since `forget_peak`."""
+  line = next(x for x in pathlib.Path('/proc/self/status').read_text().splitlines() if x.startswith(field))
+  return int(line.split()[1]) / 1024
+
+
+def forget_peak() -> None:
+  pathlib.Path('/proc/self/clear_refs').write_text('5')
 
 
 def measure(*, loss: str, form: str, filtered: bool, n: int, width: int, tile: int, repeats: int) -> dict:
@@ -48,11 +53,15 @@ def measure(*, loss: str, form: str, filtered: bool, n: int, width: int, tile: i
   step = jax.jit(jax.value_and_grad(lambda a, text: function(a, text, **options).loss, (0, 1))).lower(a, text).compile()
   matrix = jnp.ones((4096, 4096))
   product = jax.jit(lambda x: x @ x).lower(matrix).compile()
-  product(matrix).block_until_ready()
-  began = time.perf_counter()
-  product(matrix).block_until_ready()
-  peak_rate = 2 * 4096**3 / (time.perf_counter() - began)
-  before = peak_mb()
+  products = []
+  for _ in range(4):
+    began = time.perf_counter()
+    product(matrix).block_until_ready()
+    products.append(time.perf_counter() - began)
+  peak_rate = 2 * 4096**3 / statistics.median(products[1:])
+  del matrix
+  forget_peak()
+  before = memory_mb('VmRSS')
   seconds = []
   for _ in range(repeats + 1):
     began = time.perf_counter()
@@ -60,12 +69,13 @@ def measure(*, loss: str, form: str, filtered: bool, n: int, width: int, tile: i
     seconds.append(time.perf_counter() - began)
   seconds = statistics.median(seconds[1:])
   rate = _FLOPS[loss, filtered] * width * n**2 / seconds
-  return {'seconds': seconds, 'extra_mb': peak_mb() - before,
+  return {'seconds': seconds, 'extra_mb': memory_mb('VmHWM') - before,
           'planned_mb': step.memory_analysis().temp_size_in_bytes / 2**20, 'of_peak_matmul': rate / peak_rate}
 
 
 def run_case(case: dict) -> dict | None:
-  done = subprocess.run([sys.executable, __file__, '--case', json.dumps(case)], capture_output=True, text=True, check=False)
+  done = subprocess.run([sys.executable, __file__, '--case', json.dumps(case)], capture_output=True, text=True,
+                        check=False)
   if done.returncode:
     print(f'{case}: exit {done.returncode}: {done.stderr[-300:]}', file=sys.stderr)
     return None
@@ -99,15 +109,21 @@ def main():
 
 
 def write(results, args) -> None:
-  cell = lambda r: f'{r["seconds"]:.2f} s · {r["extra_mb"]:,.0f} MB · {100 * r["of_peak_matmul"]:.0f} %' if r else '–'
+  def cell(found, label):
+    if label not in found:
+      return '–'
+    r = found[label]
+    return f'{r["seconds"]:.2f} s · {r["extra_mb"]:,.0f} MB · {100 * r["of_peak_matmul"]:.0f} %' if r else 'failed'
+
   labels = [label for label, *_ in CASES]
   rows = ['| N | ' + ' | '.join(labels) + ' |', '| ' + ' | '.join(['---'] * (len(labels) + 1)) + ' |']
-  rows += [f'| {n:,} | ' + ' | '.join(cell(found.get(label)) for label in labels) + ' |' for n, found in results.items()]
+  rows += [f'| {n:,} | ' + ' | '.join(cell(found, label) for label in labels) + ' |'
+           for n, found in results.items()]
   import jax
   note = (f'D = {args.width}, float32, tiles of {args.tile}, loss and gradients: seconds, memory beyond the inputs and '
           'the program, and the share of the rate of a 4096³ matrix product measured just before in the same process. '
           f'Made by `python docs/results/losses.py --sizes {args.sizes}` on {platform.machine()}, '
-          f'jax {jax.__version__}. "–": not run, it would not have fitted.')
+          f'jax {jax.__version__}. "–": not run, it would have needed more than {args.memory_limit:.0f} GB.')
   page = HERE / 'losses.md'
   before, _, after = page.read_text().partition('<!-- table -->') if page.exists() else ('', '', '')
   _, _, after = after.partition('<!-- end of table -->')
