@@ -17,7 +17,8 @@ _ARRAY = re.compile(r'\b([a-z]\w*)\[([\d,]*)\]')
 _CALLS = re.compile(r'\b(?:calls|to_apply|body|condition|branch_computations|called_computations)='
                     r'(\{[^}]*\}|%?[^\s,)]+)')
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
-_GROUPS = re.compile(r'replica_groups=(?:\{\{([\d,]*)\}|\[(\d+),(\d+)\])')
+# {{0,1},{2,3}}, or [groups,size]<=[…], or mesh['a'=4,'b'=2], device_ids=(…) {'a'}
+_GROUPS = re.compile(r"replica_groups=(?:\{\{([\d,]*)\}|\[\d+,(\d+)\]|mesh\[([^\]]*)\](?:, device_ids=\(.*?\))? \{([^}]*)\})")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,17 +86,30 @@ def parse(text: str) -> tuple[dict[str, list[Instruction]], str]:
     kind, rest = _split_type(found[2])
     opcode = rest.split('(')[0]
     called = tuple(name.strip().lstrip('%') for match in _CALLS.findall(rest) for name in match.strip('{}').split(','))
-    trips, groups = _TRIPS.search(rest), _GROUPS.search(rest)
-    group = None
-    if groups:
-      group = len(groups[1].split(',')) if groups[1] is not None else int(groups[3])
+    trips = _TRIPS.search(rest)
     scope = re.search(r'op_name="([^"]*)"', rest)
     shapes, unknown = _array_bytes(kind)
-    current.append(Instruction(opcode, shapes, unknown, called, int(trips[1]) if trips else None, group,
+    current.append(Instruction(opcode, shapes, unknown, called, int(trips[1]) if trips else None,
+                               _group_size(rest),
                                scope[1] if scope else ''))
   if not entry:
     raise ValueError('HLO: no ENTRY computation found')
   return computations, entry
+
+
+def _group_size(text: str) -> int | None:
+  """Devices in a group of a collective; None where that cannot be read."""
+  found = _GROUPS.search(text)
+  if not found:
+    return None
+  listed, size, mesh, axes = found.groups()
+  if listed is not None:
+    return len(listed.split(','))
+  if size is not None:
+    return int(size)
+  sizes = {name: int(n) for name, n in re.findall(r"'([^']+)'=(\d+)", mesh)}
+  names = [a.strip().strip("'") for a in axes.split(',')]
+  return math.prod(sizes[n] for n in names) if all(n in sizes for n in names) else None
 
 
 def multiplicities(computations, entry) -> dict[str, int]:

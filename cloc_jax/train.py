@@ -125,6 +125,10 @@ def train(config, *, workdir: str | os.PathLike, quiet: bool = False) -> Result:
   data = config_lib.call(DataOptions, config['data'], name='data')
   evals = config_lib.call(EvalOptions, config['evals'], name='evals')
   saving = config_lib.call(CheckpointOptions, config['checkpoint'], name='checkpoint')
+  for what, path in (('workdir', workdir), ('config.data.path', data.path)):
+    if '://' in os.fspath(path):
+      raise ValueError(f'{what}: {path} is in an object store, and this project reads and writes mounted folders alone; '
+                       'mount the bucket (gcsfuse, mountpoint-s3) and give the folder')
   workdir = pathlib.Path(workdir)
   checkpoint.check_writable(workdir)
   mesh_section = dict(config_lib.plain(config['mesh']))

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Trains on a TPU VM or pod slice: runs the same command on every worker, from your own machine.
-#   TPU=my-v5p ZONE=us-east5-a REPO=https://… launch/tpu_vm.sh --config configs/cloc_b16.py:gs://…/data --workdir gs://…/run
+#   TPU=my-v5p ZONE=us-east5-a REPO=https://… launch/tpu_vm.sh --config configs/cloc_b16.py:/mnt/bucket/data --workdir /mnt/bucket/run
 # REPO: what the workers clone (default: this checkout's origin); BRANCH: default the current one. Needs gcloud, signed in.
 # Further arguments go to `cloc train`. Run it again to resume.
 set -euo pipefail

@@ -89,6 +89,17 @@ def test_several_arrays_in_one_message(kind, type_, bytes_received):
   assert found.received[kind] == pytest.approx(bytes_received) and not found.doubts
 
 
+@pytest.mark.parametrize('group, size', [
+    ('replica_groups={{0,1},{2,3},{4,5},{6,7}}', 2), ('replica_groups=[2,4]<=[8]', 4),
+    ('replica_groups=[2,4]<=[4,2]T(1,0), more=1', 4),
+    ("replica_groups=mesh['axis_0'=8,'axis_1'=1] {'axis_0'}, more={1}", 8),
+    ("replica_groups=mesh['axis_0'=4,'axis_1'=2], device_ids=([2,4]T(1,0)) {'axis_1'}, dimensions={1}", 2),
+    ("replica_groups=mesh['a'=2,'b'=2,'c'=2], device_ids=([2,4]T(1,0)) {'a', 'c'}, dimensions={1}", 4)])
+def test_groups_in_every_notation(group, size):
+  found = hlo.traffic(START.format(type='f32[64]', kind='all-reduce', group=group), devices=8)
+  assert found.received == {'all-reduce': 2 * 256 * (size - 1) / size} and not found.doubts
+
+
 def test_what_could_not_be_read_is_said():
   text = compiled(lambda x: jax.lax.while_loop(lambda c: c.sum() < 100, lambda c: ring(c) + 1, x), P('x'))
   assert any('unknown length' in d for d in hlo.traffic(text, devices=DEVICES).doubts)
