@@ -73,18 +73,25 @@ def parse(text: str) -> tuple[dict[str, list[Instruction]], str]:
     ValueError: when there is no entry: not HLO.
   """
   computations: dict[str, list[Instruction]] = {}
-  entry, current = '', None
+  constants: dict[str, list[int]] = collections.defaultdict(list)
+  counting: set[str] = set()
+  entry, current, name = '', None, ''
   for line in text.splitlines():
     header = _HEADER.match(line)
     if header and ' = ' not in line.split('->')[0]:
-      current = computations.setdefault(header[2], [])
-      entry = header[2] if header[1] else entry
+      name = header[2]
+      current = computations.setdefault(name, [])
+      entry = name if header[1] else entry
       continue
     found = _INSTRUCTION.match(line)
     if not found or current is None:
       continue
     kind, rest = _split_type(found[2])
     opcode = rest.split('(')[0]
+    if opcode == 'constant' and kind.startswith('s32[]'):
+      constants[name] += map(int, re.findall(r'constant\((-?\d+)\)', rest))
+    if opcode == 'compare' and 'direction=LT' in rest and line.lstrip().startswith('ROOT'):
+      counting.add(name)
     called = tuple(name.strip().lstrip('%') for match in _CALLS.findall(rest) for name in match.strip('{}').split(','))
     trips = _TRIPS.search(rest)
     scope = re.search(r'op_name="([^"]*)"', rest)
@@ -94,6 +101,13 @@ def parse(text: str) -> tuple[dict[str, list[Instruction]], str]:
                                scope[1] if scope else ''))
   if not entry:
     raise ValueError('HLO: no ENTRY computation found')
+  # A backend that does not write trip counts still shows them: lax.scan counts from 0 while below a constant.
+  bounds = {c: constants[c][0] for c in counting if len(constants[c]) == 1}
+  for body in computations.values():
+    for at, instruction in enumerate(body):
+      if instruction.opcode == 'while' and instruction.trips is None:
+        bound = next((bounds[c] for c in instruction.calls if c in bounds), None)
+        body[at] = dataclasses.replace(instruction, trips=bound)
   return computations, entry
 
 
@@ -147,7 +161,11 @@ def traffic(text: str, *, devices: int) -> Traffic:
       g = instruction.group or devices
       if instruction.unknown or (instruction.group is None and kind != 'collective-permute'):
         doubts.add(f'{kind}: a type or group of devices that is not understood')
-      size = _moved(kind, instruction, g)
+      if kind == 'all-reduce' and name.startswith('all-reduce-scatter'):
+        kind = 'reduce-scatter'  # the TPU compiler's: a fusion of an all-reduce and the slice that is kept of it
+        size = sum(instruction.shapes) * (g - 1) / g
+      else:
+        size = _moved(kind, instruction, g)
       received[kind] += times * size
       messages[kind] += times
       scopes[instruction.scope] += times * size

@@ -100,6 +100,35 @@ def test_groups_in_every_notation(group, size):
   assert found.received == {'all-reduce': 2 * 256 * (size - 1) / size} and not found.doubts
 
 
+TPU_LOOP = '''HloModule m
+%all-reduce-scatter.1 (p: f32[64]) -> f32[8] {
+  %p = f32[64]{0} parameter(0)
+  %all-reduce.1 = f32[64]{0:T(128)} all-reduce(%p), replica_groups={{0,1,2,3,4,5,6,7}}, to_apply=%add
+  ROOT %slice = f32[8]{0} dynamic-slice(%all-reduce.1)
+}
+%body (p: (s32[], f32[64])) -> (s32[], f32[64]) {
+  %p = (s32[]{:T(128)}, f32[64]{0}) parameter(0)
+  %fusion = f32[8]{0} fusion(%p), kind=kCustom, calls=%all-reduce-scatter.1
+}
+%cond (p: (s32[], f32[64])) -> pred[] {
+  %constant.1 = s32[]{:T(128)} constant(12)
+  %p = (s32[]{:T(128)}, f32[64]{0}) parameter(0)
+  ROOT %lt = pred[]{:T(512)} compare(%p, %constant.1), direction=LT
+}
+ENTRY %main (a: (s32[], f32[64])) -> (s32[], f32[64]) {
+  %a = (s32[]{:T(128)}, f32[64]{0}) parameter(0)
+  ROOT %w = (s32[]{:T(128)}, f32[64]{0}) while(%a), condition=%cond, body=%body
+}
+'''
+
+
+def test_the_tpu_compilers_loops_and_fusions():
+  """It writes no trip counts, and a reduce-scatter as a fusion around an all-reduce."""
+  found = hlo.traffic(TPU_LOOP, devices=8)
+  assert found.received == {'reduce-scatter': 12 * 256 * 7 / 8} and not found.doubts
+  assert hlo.traffic(TPU_LOOP.replace('direction=LT', 'direction=NE'), devices=8).doubts
+
+
 def test_what_could_not_be_read_is_said():
   text = compiled(lambda x: jax.lax.while_loop(lambda c: c.sum() < 100, lambda c: ring(c) + 1, x), P('x'))
   assert any('unknown length' in d for d in hlo.traffic(text, devices=DEVICES).doubts)
