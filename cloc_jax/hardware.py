@@ -1,5 +1,6 @@
 """What accelerators can do, from their vendors' data sheets: peaks, memory, links."""
 import dataclasses
+import math
 import re
 
 
@@ -37,7 +38,7 @@ CHIPS = (
 
 
 def of_kind(device_kind: str) -> Chip | None:
-  """The chip behind a `jax.Device.device_kind`, or None where it is not known (CPUs, among others)."""
+  """The chip that JAX gives this name, or None where it is not known (CPUs, among others)."""
   return next((c for c in CHIPS if any(k.lower() in device_kind.lower() for k in c.kinds)), None)
 
 
@@ -72,9 +73,7 @@ def topology(name: str) -> Topology:
     chip = known.get('v5p' if match[1] == 'v5' else match[1])
     if chip and chip.maker == 'tpu':
       shape = tuple(map(int, match[2].split('x')))
-      per_slice = 1
-      for side in shape:
-        per_slice *= side
+      per_slice = math.prod(shape)
       slices = int(match[3] or 1)
       if per_slice and slices:
         return Topology(chip, per_slice * slices, per_slice, shape,

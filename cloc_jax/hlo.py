@@ -92,13 +92,12 @@ def parse(text: str) -> tuple[dict[str, list[Instruction]], str]:
       constants[name] += map(int, re.findall(r'constant\((-?\d+)\)', rest))
     if opcode == 'compare' and 'direction=LT' in rest and line.lstrip().startswith('ROOT'):
       counting.add(name)
-    called = tuple(name.strip().lstrip('%') for match in _CALLS.findall(rest) for name in match.strip('{}').split(','))
+    called = tuple(c.strip().lstrip('%') for match in _CALLS.findall(rest) for c in match.strip('{}').split(','))
     trips = _TRIPS.search(rest)
     scope = re.search(r'op_name="([^"]*)"', rest)
     shapes, unknown = _array_bytes(kind)
     current.append(Instruction(opcode, shapes, unknown, called, int(trips[1]) if trips else None,
-                               _group_size(rest),
-                               scope[1] if scope else ''))
+                               _group_size(rest), scope[1] if scope else ''))
   if not entry:
     raise ValueError('HLO: no ENTRY computation found')
   # A backend that does not write trip counts still shows them: lax.scan counts from 0 while below a constant.

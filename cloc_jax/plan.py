@@ -18,8 +18,6 @@ import numpy as np
 
 from cloc_jax import config as config_lib
 from cloc_jax import hardware, hlo, inference, optim, sharding, train, train_step
-from cloc_jax.batch import abstract_batch
-from cloc_jax.models import flops
 
 T5_VOCABULARY = 32_100
 # What a well-kept step reaches of its chip's peak; used for the expected time beside the roofline's lower bound.
@@ -123,13 +121,13 @@ def make(config, *, topology: str, estimate: bool = False, label: str = '') -> P
   if step.loss.get('tile_dtype', 'float32') == 'float32':
     notes.append('loss.tile_dtype is float32: its exact products take several times longer than the peak for bfloat16 says')
   network = sum(received.values()) / where.chips_per_slice if where.slices > 1 else 0.0
-  per_image = step.flops()
+  per_image = step.data.step_flops(step.model)
   work = (per_image.train + step.recomputed(per_image)) * step.data.batch_size / where.chips
   chip = where.chip
   seconds = {'compute': work / chip.flops, 'links': sum(received.values()) / chip.links if chip.links else 0.0}
   if where.slices > 1:
     seconds['network'] = network / chip.network
-  return Plan(label=label, method=method, topology=topology, chips=where.chips, memory=memory, 
+  return Plan(label=label, method=method, topology=topology, chips=where.chips, memory=memory,
               flops_per_image=_by_part(per_image), batch_size=step.data.batch_size, received=received, network=network,
               seconds=seconds, total_steps=step.total_steps, notes=tuple(notes))
 
@@ -167,9 +165,7 @@ class _Step:
     self.total_steps = config_lib.duration(vars(self.options), 'total', batch_size=self.data.batch_size,
                                            dataset_size=dataset_size)
     self.tx, self.rate = config_lib.call(optim.make, config['optim'], name='optim', total_steps=self.total_steps)
-    self.batch = abstract_batch(
-        batch_size=self.data.batch_size, image_size=self.data.image_size, text_length=self.data.text_length,
-        regions=self.data.regions_per_image, region_text_length=self.data.region_text_length)
+    self.batch = self.data.abstract_batch()
     self.state = train_step.abstract_state(self.model, self.tx, self.batch, ema=self.options.ema_decay > 0)
     mesh = jax.sharding.AbstractMesh(tuple(self.mesh.values()), tuple(self.mesh))
     self.shardings = train_step.state_sharding(self.state, mesh=mesh, rules=self.rules)
@@ -200,11 +196,6 @@ class _Step:
         mesh=mesh, shardings=shardings, model=self.model, tx=self.tx, rate=self.rate, loss=self.loss,
         micro_batches=self.options.micro_batches, ema_decay=self.options.ema_decay)
     return step.lower(state, batch)
-
-  def flops(self):
-    return flops.step_flops(self.model, image_size=self.data.image_size, text_length=self.data.text_length,
-                            region_text_length=self.data.region_text_length, regions=self.data.regions_per_image,
-                            batch_size=self.data.batch_size)
 
   def recomputed(self, per_image) -> float:
     """FLOPs an image that are spent again: towers under remat="full", and everything once more in micro-batches.
@@ -351,7 +342,8 @@ def render(plans: list[Plan], *, seconds: float | None = None) -> str:
   lines += [f'  {name:<12} {value * 1e3:>10,.1f} ms' + ('   ← binds' if name == plan.bound else '')
             for name, value in plan.seconds.items()]
   lines += ['', f'expected with compute at {EXPECTED_UTILISATION:.0%} of peak: '
-            f'{plan.step_seconds * 1e3:,.0f} ms a step, {plan.images_per_second:,.0f} images/s, {plan.days:,.1f} days and {plan.chip_hours:,.0f} chip-hours for '
+            f'{plan.step_seconds * 1e3:,.0f} ms a step, {plan.images_per_second:,.0f} images/s, {plan.days:,.1f} days and '
+            f'{plan.chip_hours:,.0f} chip-hours for '
             f'{plan.total_steps:,} steps']
   if len(plans) > 1:
     lines += ['', f'{"what if":<24}{"GB a chip":>11}{"fits":>6}{"received":>12}{"ms a step":>11}{"chip-hours":>12}']

@@ -20,7 +20,7 @@ import numpy as np
 from cloc_jax import checkpoint, evaluate, hardware, inference, losses, optim, sharding, train_step, trees
 from cloc_jax import config as config_lib
 from cloc_jax import metrics as metrics_lib
-from cloc_jax.batch import abstract_batch
+from cloc_jax.batch import Batch, abstract_batch
 from cloc_jax.data import pipeline, sources
 from cloc_jax.data import tokenizer as tokenizer_lib
 from cloc_jax.models import flops
@@ -108,6 +108,17 @@ class DataOptions:
   on_error: str = 'mask'
   shuffle: bool = True
 
+  def abstract_batch(self) -> Batch:
+    """The shapes of a global batch."""
+    return abstract_batch(batch_size=self.batch_size, image_size=self.image_size, text_length=self.text_length,
+                          regions=self.regions_per_image, region_text_length=self.region_text_length)
+
+  def step_flops(self, model) -> flops.StepFlops:
+    """Model FLOPs an image, of a step on a global batch."""
+    return flops.step_flops(model, image_size=self.image_size, text_length=self.text_length,
+                            region_text_length=self.region_text_length, regions=self.regions_per_image,
+                            batch_size=self.batch_size)
+
 
 def train(config, *, workdir: str | os.PathLike, quiet: bool = False) -> Result:
   """Trains an experiment to its end, or resumes it.
@@ -171,7 +182,7 @@ def train(config, *, workdir: str | os.PathLike, quiet: bool = False) -> Result:
                                         micro_batches=options.micro_batches, ema_decay=options.ema_decay)
     return _loop(state, step_fn, start=start, schedule=schedule, data=data, options=options, tokenizer=tokenizer,
                  mesh=mesh, keeper=keeper, info=info, run_evals=run_evals, progress=progress, workdir=workdir,
-                 step_flops=_flops(model, data), config=config)
+                 step_flops=data.step_flops(model).train * data.batch_size, config=config)
   finally:
     keeper.wait()
     keeper.close()
@@ -234,7 +245,8 @@ def _loop(state, step_fn, *, start, schedule, data, options, tokenizer, mesh, ke
           save(scores)
       if stopping:
         keeper.wait()
-        progress.say(f'stopped by {stop.name or "another host"} after step {step}; saved, run the same command to go on')
+        progress.say(f'stopped by {stop.name or "another host"} after step {step}; saved, run the same command to '
+                     'go on')
         break
   return Result('done' if step >= schedule.total else 'interrupted', step, schedule.total, workdir, evaluations)
 
@@ -387,8 +399,7 @@ def _dataset(data: DataOptions, *, tokenizer, seed, skip_examples):
 
 def _state(model, tx, data: DataOptions, keeper, *, mesh, rules, options: TrainOptions, loss):
   """(state, shardings, step): of the newest good checkpoint, else freshly initialised."""
-  batch = abstract_batch(batch_size=data.batch_size, image_size=data.image_size, text_length=data.text_length,
-                         regions=data.regions_per_image, region_text_length=data.region_text_length)
+  batch = data.abstract_batch()
   ema = options.ema_decay > 0
   shapes = train_step.abstract_state(model, tx, batch, ema=ema)
   # Fails on an unknown loss key now, by name, and not inside the first compilation.
@@ -405,14 +416,6 @@ def _state(model, tx, data: DataOptions, keeper, *, mesh, rules, options: TrainO
     raise ValueError(f'config.data.batch_size: this run saw {info["examples_seen"]} examples in {step} steps; '
                      f'it cannot go on with a batch of {data.batch_size}')
   return state, shardings, step
-
-
-def _flops(model, data: DataOptions) -> float:
-  """Model FLOPs of one global step."""
-  per_image = flops.step_flops(model, image_size=data.image_size, text_length=data.text_length,
-                               region_text_length=data.region_text_length, regions=data.regions_per_image,
-                               batch_size=data.batch_size).train
-  return per_image * data.batch_size
 
 
 def _evaluator(functions, evals: EvalOptions, *, path, splits, workdir):

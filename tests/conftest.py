@@ -88,3 +88,18 @@ def make_batch_fixture():
 @pytest.fixture(name='randomize', scope='session')
 def randomize_fixture():
   return randomize
+
+
+@pytest.fixture(name='base', scope='session')
+def base_fixture(tmp_path_factory):
+  """Where tiny_experiment keeps what is made once a test session."""
+  return tmp_path_factory.getbasetemp()
+
+
+@pytest.fixture(name='reference', scope='session')
+def reference_fixture(base):
+  """One undisturbed run in a process of its own (tiny_experiment.Run)."""
+  import tiny_experiment
+  run = tiny_experiment.run(base)
+  assert run.finished.status == 0, run.finished.err
+  return run

@@ -11,11 +11,6 @@ from cloc_jax import cli
 from cloc_jax.data import schema
 
 
-@pytest.fixture(name='base', scope='module')
-def base_fixture(tmp_path_factory):
-  return tmp_path_factory.getbasetemp()
-
-
 @pytest.fixture(autouse=True, scope='module')
 def compiled_once(base):
   with tiny.compiled_once(base):

@@ -9,18 +9,6 @@ import tiny_experiment as tiny
 pytestmark = pytest.mark.slow
 
 
-@pytest.fixture(name='base', scope='module')
-def base_fixture(tmp_path_factory):
-  return tmp_path_factory.getbasetemp()
-
-
-@pytest.fixture(name='reference', scope='module')
-def reference_fixture(base):
-  run = tiny.run(base)
-  assert run.finished.status == 0, run.finished.err
-  return run
-
-
 def command(base, workdir, *more):
   return ['train', '--config', f'{tiny.CONFIG}:{tiny.data(base)}', '--workdir', workdir, *more]
 

@@ -22,18 +22,6 @@ from cloc_jax import cli, evaluators, inference, metrics, sharding, train
 from cloc_jax.data import schema, sources
 
 
-@pytest.fixture(name='base', scope='module')
-def base_fixture(tmp_path_factory):
-  return tmp_path_factory.getbasetemp()
-
-
-@pytest.fixture(name='reference', scope='module')
-def reference_fixture(base):
-  run = tiny.run(base)
-  assert run.finished.status == 0, run.finished.err
-  return run
-
-
 @pytest.fixture(autouse=True, scope='module')
 def compiled_once(base):
   with tiny.compiled_once(base):

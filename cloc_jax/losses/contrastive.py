@@ -207,7 +207,7 @@ def _softmax_gradients(tiling, a, text, scale, mask, threshold, row_excess, colu
       combine=_scatter)
   # The positives, p − 1 for rows and for columns: at the end of training the largest part, and never rounded to operands.
   d_own = jnp.where(mask, jnp.expm1(-row_excess) + jnp.expm1(-column_excess), 0)
-  positive = lambda z: jnp.where(mask[:, None], d_own[:, None] * z.astype(kind), 0)  # masked rows may hold anything
+  positive = lambda z: jnp.where(mask[:, None], d_own[:, None] * z.astype(kind), 0)  # masked rows hold any number
   d_a, d_text = d_a + positive(text), d_text + positive(a)
   d_scale += jnp.where(mask, d_own * rows.own, 0).sum()
   factor = d_loss / (2 * jnp.maximum(_total(tiling, mask.sum(dtype=kind)), 1))

@@ -17,6 +17,7 @@ import time
 import jax
 import jax.numpy as jnp
 import numpy as np
+import result_page
 
 from cloc_jax import optim, sharding, train_step
 from cloc_jax.batch import Batch
@@ -163,10 +164,7 @@ def write(results, regions) -> None:
   note = (f'Forward, backward and AdamW, float32, captions of {LENGTH} tokens. Medians, turn by turn in one process on '
           f'{platform.machine()}; jax {jax.__version__}, torch {torch.__version__}, transformers '
           f'{transformers.__version__}. Made by `python docs/results/cpu_step.py`.')
-  page = HERE / 'cpu_step.md'
-  before, _, after = page.read_text().partition('<!-- table -->') if page.exists() else ('', '', '')
-  _, _, after = after.partition('<!-- end of table -->')
-  page.write_text(f'{before}<!-- table -->\n{note}\n\n' + '\n'.join(lines) + f'\n<!-- end of table -->{after or chr(10)}')
+  result_page.write_table(HERE / 'cpu_step.md', f'{note}\n\n' + '\n'.join(lines))
   (HERE / 'cpu_step.json').write_text(json.dumps({'clip': results, 'regions': regions}, indent=1) + '\n')
 
 

@@ -14,6 +14,8 @@ import subprocess
 import sys
 import time
 
+import result_page
+
 HERE = pathlib.Path(__file__).parent
 # (column, loss, form, with the text filter)
 CASES = (('dense', 'softmax', 'dense', False), ('tiles', 'softmax', 'tiles', False),
@@ -124,10 +126,7 @@ def write(results, args) -> None:
           'the program, and the share of the rate of a 4096³ matrix product measured just before in the same process. '
           f'Made by `python docs/results/losses.py --sizes {args.sizes}` on {platform.machine()}, '
           f'jax {jax.__version__}. "–": not run, it would have needed more than {args.memory_limit:.0f} GB.')
-  page = HERE / 'losses.md'
-  before, _, after = page.read_text().partition('<!-- table -->') if page.exists() else ('', '', '')
-  _, _, after = after.partition('<!-- end of table -->')
-  page.write_text(f'{before}<!-- table -->\n{note}\n\n' + '\n'.join(rows) + f'\n<!-- end of table -->{after or chr(10)}')
+  result_page.write_table(HERE / 'losses.md', f'{note}\n\n' + '\n'.join(rows))
   (HERE / 'losses.json').write_text(json.dumps(results, indent=1) + '\n')
 
 

@@ -12,6 +12,8 @@ import subprocess
 import sys
 import time
 
+import result_page
+
 HERE = pathlib.Path(__file__).parent
 CONFIGS = ('cloc_b16', 'cloc_l14', 'cloc_h14')
 TOPOLOGIES = ('v5p:8x8x4', 'v5p:8x8x16', 'v5p:16x16x16', 'v5e:16x16', 'v6e:16x16')
@@ -42,10 +44,7 @@ def write(rows: dict) -> None:
         f'{m["total"] / 1e9:.1f}', f'{m["available"] / 1e9:.0f}', 'yes' if m['fits'] else '**no**',
         f'{sum(row["received"].values()) / 1e9:.2f} GB', f'{1e3 * s["compute"]:.0f} ms', f'{1e3 * s["links"]:.0f} ms',
         f'{row["images_per_second"]:,.0f}', f'{row["days"]:.1f}', f'{row["chip_hours"]:,.0f}', row['method'])) + ' |')
-  page = HERE / 'plans.md'
-  before, _, after = page.read_text().partition('<!-- table -->') if page.exists() else ('', '', '')
-  _, _, after = after.partition('<!-- end of table -->')
-  page.write_text(f'{before}<!-- table -->\n' + '\n'.join(lines) + f'\n<!-- end of table -->{after or chr(10)}')
+  result_page.write_table(HERE / 'plans.md', '\n'.join(lines))
 
 
 def main():

@@ -13,6 +13,7 @@ import statistics
 import sys
 
 import jax
+import result_page
 
 from cloc_jax import config as config_lib
 from cloc_jax import evaluate, inference, metrics, train
@@ -88,11 +89,7 @@ def write(results: dict, *, args) -> None:
           f'Made by `{" ".join([command, *(f"--set {s}" for s in args.set)])}` on {platform.machine()}, '
           f'{jax.devices()[0].platform}, jax {jax.__version__}. Step time is a ratio to the first row.')
   here = pathlib.Path(__file__).parent
-  marker = '<!-- table -->'  # what a person wrote before and after the table stays
-  page = here / 'scenes.md'
-  before, _, after = page.read_text().partition(marker) if page.exists() else ('', '', '')
-  _, _, after = after.partition('<!-- end of table -->')
-  page.write_text(before + marker + '\n' + note + '\n\n' + '\n'.join(lines) + '\n<!-- end of table -->' + after)
+  result_page.write_table(here / 'scenes.md', note + '\n\n' + '\n'.join(lines))
   (here / 'scenes.json').write_text(json.dumps(results, indent=1) + '\n')
 
 
