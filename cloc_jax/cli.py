@@ -154,8 +154,9 @@ def _train(args) -> int:
   import jax
   if args.coordinator:
     _join_hosts(args)
-  from cloc_jax import evaluate, train
+  from cloc_jax import compiler, evaluate, train
   config.lock()
+  compiler.keep_compiled()
   result = train.train(config, workdir=args.workdir)
   if jax.process_index():
     return 0
@@ -201,7 +202,8 @@ def _plan(args) -> int:
 
 
 def _eval(args) -> int:
-  from cloc_jax import evaluate, inference
+  from cloc_jax import compiler, evaluate, inference
+  compiler.keep_compiled()
   cloc = inference.load(args.checkpoint, step=args.step)
   splits = evaluate.splits_to_evaluate(args.data, args.split)
   out = pathlib.Path(args.out) if args.out else _evals_folder(cloc, args)

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cloc_jax import checkpoint, config as config_lib, models, trees
+from cloc_jax import checkpoint, compiler, config as config_lib, models, trees
 from cloc_jax.batch import abstract_batch
 from cloc_jax.data import tokenizer as tokenizer_lib
 from cloc_jax.data import transforms
@@ -88,10 +88,11 @@ class Functions:
       z = apply('embed_regions', params, image, boxes)
       return boxes, jnp.einsum('bme,bme->bm', z, z_text)
 
-    self.encode_image = jax.jit(functools.partial(apply, 'encode_image'))
-    self.embed_regions = jax.jit(functools.partial(apply, 'embed_regions'))
-    self.ground = jax.jit(ground)
-    self._encode_ids = jax.jit(functools.partial(apply, 'encode_text'))
+    jit = functools.partial(jax.jit, compiler_options=compiler.options())
+    self.encode_image = jit(functools.partial(apply, 'encode_image'))
+    self.embed_regions = jit(functools.partial(apply, 'embed_regions'))
+    self.ground = jit(ground)
+    self._encode_ids = jit(functools.partial(apply, 'encode_text'))
 
   def encode_text(self, params, texts: Sequence[str], *, region: bool) -> np.ndarray:
     """(n, E) float32 NumPy; `region` tokenises at the short length that region captions were trained at."""

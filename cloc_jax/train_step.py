@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
-from cloc_jax import losses, sharding, trees
+from cloc_jax import compiler, losses, sharding, trees
 from cloc_jax.batch import Batch
 from cloc_jax.models.cloc import MAX_LOG_SCALE, Cloc
 
@@ -133,7 +133,8 @@ def jit_train_step(*, mesh: Mesh, shardings: TrainState, **static) -> Callable[.
       return train_step(state, batch, mesh=mesh, **static)
 
   return jax.jit(step, in_shardings=(shardings, sharding.batch_sharding(mesh)),
-                 out_shardings=(shardings, sharding.replicated(mesh)), donate_argnums=0)
+                 out_shardings=(shardings, sharding.replicated(mesh)), donate_argnums=0,
+                 compiler_options=compiler.options(mesh.devices.flat[0].platform))
 
 
 def eval_step(params, batch: Batch, *, model: Cloc, loss: Mapping[str, Any]) -> dict[str, Any]:

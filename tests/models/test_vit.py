@@ -184,7 +184,8 @@ def test_bfloat16_runs_every_product_in_bfloat16_on_float32_parameters(pool):
   model, params = build(pool=pool, dtype=jnp.bfloat16)
   jaxpr = jax.make_jaxpr(model.apply)({'params': params}, IMAGES).jaxpr
   products = [e for e in equations(jaxpr) if e.primitive.name == 'dot_general']
-  assert len(products) >= 9
+  # Patches; queries, keys and values at once; scores; attended; out; two of the MLP; projection.
+  assert len(products) >= 8
   assert {v.aval.dtype for e in products for v in e.invars} == {jnp.dtype(jnp.bfloat16)}
   softmaxes = [e for e in equations(jaxpr) if e.primitive.name == 'exp']
   assert softmaxes and {v.aval.dtype for e in softmaxes for v in e.outvars} == {jnp.dtype(jnp.float32)}
