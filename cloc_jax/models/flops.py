@@ -58,10 +58,14 @@ def prompter(*, patches: int, width: int, out_dim: int, prompts: int, tokens: in
   return total + prompts * each
 
 
+def image_tokens(model: Cloc, image_size: int) -> int:
+  """How many tokens the image tower sees."""
+  return (image_size // ViT(**model.image).sizes().patch)**2 + (model.image.get('pool', 'tok') == 'tok')
+
+
 def _image_blocks(model: Cloc, image_size: int) -> dict[str, int]:
   v = ViT(**model.image).sizes()
-  tokens = (image_size // v.patch)**2 + (model.image.get('pool', 'tok') == 'tok')
-  return dict(tokens=tokens, width=v.width, depth=v.depth, mlp_dim=v.mlp_dim)
+  return dict(tokens=image_tokens(model, image_size), width=v.width, depth=v.depth, mlp_dim=v.mlp_dim)
 
 
 def _text_blocks(model: Cloc, length: int) -> dict[str, int]:
