@@ -86,7 +86,7 @@ def _parser() -> argparse.ArgumentParser:
                     help='v5p:8x8x16, v5e:16x16, v6e:16x16, v5p:4x4x4*2 (two slices), gpu:8xh200')
   plan.add_argument('--estimate', action='store_true', help='do not compile (seconds instead of minutes)')
   plan.add_argument('--what-if', action='store_true', help='also with other M, batch, remat and FSDP (one compilation each)')
-  plan.add_argument('--fit', action='store_true', help='choose train.micro_batches: the fewest that fit the chips\' memory')
+  plan.add_argument('--fit', action='store_true', help='choose train.micro_batches: the fewest that fit the memory')
   plan.add_argument('--json', metavar='FILE', help='write the figures there')
   plan.set_defaults(run=_plan)
 

@@ -1,5 +1,5 @@
-"""Reads a compiled program's text (XLA's HLO): what it sends between devices and what it moves in and out of their memory,
-with loops counted as often as they run.
+"""Reads a compiled program's text (XLA's HLO): what it sends between devices and what it moves in and out of memory, with
+loops counted as often as they run.
 
 XLA's own cost analysis counts a loop's body once. Here every computation is weighed by how often it is reached from the
 entry: trip counts of loops multiply.
@@ -44,9 +44,9 @@ class Instruction:
 
 @dataclasses.dataclass(frozen=True)
 class Traffic:
-  """Of one device in one run of a program. received: bytes by kind of collective, over fast links; messages: how many of
-  them; by_scope: those bytes by where in the model they come from; network: bytes by kind from other slices; doubts: what
-  could not be read, in words."""
+  """Of one device in one run of a program. received: bytes by kind of collective, over fast links; messages: how many;
+  by_scope: those bytes by where in the model they come from; network: bytes by kind from other slices; doubts: what could
+  not be read, in words."""
   received: dict[str, float]
   messages: dict[str, int]
   by_scope: dict[str, float]
@@ -185,8 +185,8 @@ def traffic(text: str, *, devices: int, slices: int = 1) -> Traffic:
 
   With g devices in a group: an all-gather brings (g − 1)/g of its result, a reduce-scatter (g − 1) times its result, an
   all-reduce both halves of that (2·(g − 1)/g), a permutation its result, an all-to-all (g − 1)/g of it.
-  The TPU compiler writes a message over several slices as one within each of them and one between hosts: from the latter
-  a device receives as above, with the slices as its group. What few devices receive counts as if all did.
+  The TPU compiler writes a message over several slices as one within each of them and one between hosts: from the
+  latter a device receives as above, with the slices as its group. What few devices receive counts as if all did.
   devices: of one slice; groups whose size is not written have all of them.
   """
   computations, entry = parse(text)
@@ -266,8 +266,8 @@ def memory_bytes(text: str) -> float:
   """Bytes that one device reads and writes in its memory (HBM) while the program runs once.
 
   Sums the operands and results of every instruction that is not inside a fusion, padded as they are stored, and without
-  what the TPU compiler keeps in memory on the chip. Of an operand that is only sliced, the slices count; of a result that
-  is updated in place, the update. A cache that keeps more than the compiler says (on CPUs, GPUs) makes it less.
+  what the TPU compiler keeps in memory on the chip. Of an operand that is only sliced, the slices count; of a result
+  that is updated in place, the update. Caches that keep more than the compiler says (on CPUs, GPUs) make it less.
   """
   computations, entry = parse(text)
   counts = multiplicities(computations, entry, through=_RUNS)

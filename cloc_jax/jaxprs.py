@@ -1,4 +1,4 @@
-"""Reads a traced program (a jaxpr): what it must move in memory and what its loops hold, before any compiler has seen it."""
+"""Reads a traced program (a jaxpr): what it must move in memory and what its loops hold, before it is compiled."""
 import math
 
 import jax
@@ -8,8 +8,8 @@ _PRODUCTS = ('dot_general', 'gather', 'scatter-add')
 
 
 def _size(var) -> float:
-  aval = var.aval
-  return math.prod(aval.shape) * aval.dtype.itemsize if hasattr(aval, 'shape') and hasattr(aval.dtype, 'itemsize') else 0.0
+  shape, dtype = getattr(var.aval, 'shape', ()), getattr(var.aval, 'dtype', None)
+  return float(math.prod(shape) * getattr(dtype, 'itemsize', 0))
 
 
 def _inner(eqn):
@@ -27,7 +27,7 @@ def _has_products(jaxpr) -> bool:
 
 def memory_bytes(jaxpr) -> float:
   """Bytes read and written if every matrix product and look-up moved its operands and results once, every loop what it
-  hands from turn to turn (and, where it has no products, what it reads in every turn), and all else were part of these."""
+  hands from turn to turn (and, without products, what it reads in every turn), and all else were part of these."""
   total = 0.0
   for eqn in jaxpr.eqns:
     inside = sum(map(memory_bytes, _inner(eqn)))
@@ -44,8 +44,8 @@ def memory_bytes(jaxpr) -> float:
 
 
 def loop_constants(jaxpr) -> float:
-  """Bytes of what the loop that reads most of it reads in every turn, floating-point alone: as much again is held for its
-  gradient, summed turn by turn, while that loop runs backwards."""
+  """Bytes that are read in every turn of the loop that reads most so, floating-point alone: as much again is held for
+  their gradients, summed turn by turn, while that loop runs backwards."""
   most = 0.0
   for eqn in jaxpr.eqns:
     most = max([most, *map(loop_constants, _inner(eqn))])

@@ -1,9 +1,9 @@
 """`cloc plan`: will an experiment fit on given hardware, how fast will it go, and what will it take?
 
 The real training step is lowered from shapes alone. Where libtpu is installed (no TPU is needed) its compiler compiles it
-for the chips asked for, and temporaries, messages and memory traffic are read from the result: `compiled`. Elsewhere they
-are worked out from the shapes: `estimated`. Parameters, optimizer and batch follow from the sharding rules. FLOPs are
-always the formulas of models/flops.py, times always roofline estimates. Nothing is ever run.
+for the chips asked for, and temporaries, messages and memory traffic are read from the result: `compiled`. Elsewhere
+they are worked out from the shapes: `estimated`. Parameters, optimizer and batch follow from the sharding rules. FLOPs
+are always the formulas of models/flops.py, times always roofline estimates. Nothing is ever run.
 """
 import dataclasses
 import os
@@ -18,8 +18,8 @@ from cloc_jax.plan_step import Memory, OutOfMemory
 
 # What a well-kept step reaches of its chip's peak; used for the expected time beside the roofline's lower bound.
 EXPECTED_UTILISATION = 0.5
-# What the compiler's temporaries may be of the estimated ones before `fit` compiles. Measured on cloc_b16 to cloc_h14: 1.0
-# where the chip is nearly full, 0.9 to 1.4 where there is room, which the compiler then uses to have more under way.
+# What `fit` allows compiled temporaries to be of the estimated ones. Measured on cloc_b16 to cloc_h14: 1.0 where the chip
+# is full, 0.9 to 1.4 where there is room, which the compiler then uses to have more under way.
 FIT_MARGIN = 1.25
 
 
@@ -72,10 +72,11 @@ def make(config, *, topology: str, estimate: bool = False, label: str = '') -> P
   Raises:
     ValueError: on an unknown topology, or a batch or mesh that does not fit its chips.
   """
-  where = hardware.topology(topology)
-  step = plan_step.Step(config, where)
-  notes = list(step.notes)
-  compiled = None
+  return _plan(plan_step.Step(config, hardware.topology(topology)), topology=topology, estimate=estimate, label=label)
+
+
+def _plan(step: plan_step.Step, *, topology: str, estimate: bool, label: str) -> Plan:
+  where, notes, compiled = step.where, list(step.notes), None
   if not estimate and where.libtpu_name:
     compiled, reason = _compile(step, where)
     notes += [reason] if reason else []
@@ -144,7 +145,7 @@ def fit(load, *, topology: str, estimate: bool = False, label: str = '') -> tupl
   """(the plan with the smallest power of two of micro-batches that fits, the overrides that choose it).
 
   The first choice is the estimate's, with FIT_MARGIN on its temporaries. Where it can be compiled, the compiler has the
-  last word: as long as it refuses, or needs more than there is, the next is tried. Where none fits, the last is returned.
+  last word: as long as it refuses, or needs more than there is, the next is tried. If none fits, the last is returned.
   load: overrides → config.
   """
   where = hardware.topology(topology)
@@ -154,12 +155,13 @@ def fit(load, *, topology: str, estimate: bool = False, label: str = '') -> tupl
   tried: list[str] = []
   for count in counts:  # the last one returns in any case
     overrides = [f'train.micro_batches={count}']
-    memory = plan_step.Step(load(overrides), where).memory(None)
+    step = plan_step.Step(load(overrides), where)
+    memory = step.memory(None)
     needed = memory.total + (FIT_MARGIN - 1) * memory.temporaries
     if needed > memory.available and count != counts[-1]:
       tried.append(f'{count}: {needed / 1e9:.1f} GB estimated, with a margin of {FIT_MARGIN}')
       continue
-    found = make(load(overrides), topology=topology, estimate=estimate, label=label)
+    found = _plan(step, topology=topology, estimate=estimate, label=label)
     fits = found.memory.fits and (found.method != 'estimated' or needed <= memory.available)
     tried.append(f'{count}: {found.memory.total / 1e9:.1f} GB {found.method}' + (
         f', {needed / 1e9:.1f} GB with a margin of {FIT_MARGIN}' if found.method == 'estimated' else ''))

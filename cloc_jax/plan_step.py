@@ -19,8 +19,8 @@ _TILE = (8, 128)  # TPUs store arrays in tiles of this many rows and columns
 @dataclasses.dataclass(frozen=True)
 class Memory:
   """Bytes a chip. parameters, optimizer, batch: what goes in; activations: what the forward pass keeps for the backward
-  pass, working: what the backward pass holds beside it (both from shapes; parts of temporaries); temporaries: everything
-  that lives during a step; available: the chip's."""
+  pass, working: what the backward pass holds beside it (both from shapes; parts of temporaries); temporaries: all that
+  lives during a step; available: the chip's."""
   parameters: float
   optimizer: float
   batch: float
@@ -122,13 +122,23 @@ class Step:
     return self.model.apply({'params': params}, batch)
 
   @functools.cached_property
+  def _forward_jaxpr(self):
+    return jax.make_jaxpr(self._forward)(self.state.params, self._part()).jaxpr
+
+  @functools.cached_property
+  def _backward(self):
+    """(the traced gradient of one part's outputs, shapes of what its forward pass keeps)."""
+    def gradients(params, batch):
+      outputs, pull_back = jax.vjp(lambda p: self._forward(p, batch), params)
+      return (outputs, pull_back), pull_back(jax.tree.map(lambda x: jax.numpy.ones(x.shape, x.dtype), outputs))
+    traced, (kept, _) = jax.make_jaxpr(gradients, return_shape=True)(self.state.params, self._part())
+    return traced.jaxpr, jax.tree.leaves(kept)
+
+  @functools.cached_property
   def activations(self) -> float:
     """Bytes a chip that the forward pass hands to the backward pass. Parameters, in whatever dtype, are not of them."""
-    def residuals(params, batch):
-      return jax.vjp(lambda p: self._forward(p, batch), params)
-    kept = jax.tree.leaves(jax.eval_shape(residuals, self.state.params, self._part()))
     parameters = {x.shape for x in jax.tree.leaves(self.state.params)}
-    return sum(self._stored(x) for x in kept if x.shape not in parameters)
+    return sum(self._stored(x) for x in self._backward[1] if x.shape not in parameters)
 
   def _stored(self, x) -> float:
     """Bytes of an array as it lies in memory: of TPUs, in tiles over the two axes that waste least."""
@@ -143,14 +153,13 @@ class Step:
   def working(self) -> float:
     """Bytes a chip that the backward pass holds beside the activations, at the larger of two places.
 
-    A loop that reads the same arrays in every turn (the Prompter's, over prompts) sums their gradients in as much again.
-    A block of the image tower holds its attention weights and the MLP's hidden layer, and the gradients of both.
+    A loop that reads the same arrays in every turn (the Prompter's, over prompts) sums their gradients in as much again;
+    a block of the image tower holds its attention weights and the MLP's hidden layer, and the gradients of both.
     """
-    part = self._part()
-    loop = jaxprs.loop_constants(jax.make_jaxpr(self._forward)(self.state.params, part).jaxpr)
     v, tokens = ViT(**self.model.image).sizes(), flops.image_tokens(self.model, self.data.image_size)
     hidden = 2 * tokens * v.mlp_dim * np.dtype(self.model.dtype).itemsize
-    return max(loop, part.image.shape[0] * (2 * 4 * v.heads * tokens**2 + hidden))
+    loop, images = jaxprs.loop_constants(self._forward_jaxpr), self._part().image.shape[0]
+    return max(loop, images * (2 * 4 * v.heads * tokens**2 + hidden))
 
   def memory(self, compiled) -> Memory:
     parameters = _bytes(self.state.params, self.shardings.params)
@@ -166,20 +175,18 @@ class Step:
       gathered = _bytes(self.state.params) * width if self.mesh['fsdp'] > 1 else 0
       columns = self._loss_rows() * self.model.embed_dim * (self._tile_bytes() + 4)
       columns *= {'ring': 2 / self.where.chips}.get(self._transport(), 1)
-      temporaries = (self.activations + self.working + parameters * (1 + several) + batch * several + gathered + columns)
+      temporaries = (self.activations + self.working + gathered + columns
+                     + parameters * (1 + several) + batch * several)
     return Memory(parameters=parameters, optimizer=optimizer, batch=batch, activations=self.activations,
                   working=self.working, temporaries=temporaries, available=self.where.chip.hbm_bytes)
 
   def estimated_memory_bytes(self) -> float:
     """Bytes a chip and step in and out of its memory: the model's by jaxprs.memory_bytes, once forward and backward for
     each micro-batch, and the optimizer's, which reads and writes its state, parameters and gradients once."""
-    def gradients(params, batch):
-      outputs, pull_back = jax.vjp(lambda p: self._forward(p, batch), params)
-      return pull_back(jax.tree.map(lambda x: jax.numpy.ones(x.shape, x.dtype), outputs))
-    parts, part = self.options.micro_batches, self._part()
-    moved = parts * jaxprs.memory_bytes(jax.make_jaxpr(gradients)(self.state.params, part).jaxpr)
-    if parts > 1:
-      moved += parts * jaxprs.memory_bytes(jax.make_jaxpr(self._forward)(self.state.params, part).jaxpr)
+    parts = self.options.micro_batches
+    moved = parts * jaxprs.memory_bytes(self._backward[0])
+    if parts > 1:  # embeddings first
+      moved += parts * jaxprs.memory_bytes(self._forward_jaxpr)
     held = self.memory(None)
     return moved + 2 * (2 * held.parameters + held.optimizer)
 
@@ -202,15 +209,16 @@ class Step:
   def estimated_network(self, messages: dict[str, float]) -> float:
     """Bytes a chip and step from other slices or nodes, where chips of one share what comes in.
 
-    Gradients and gathered embeddings cross once a slice; a ring's blocks cross with every hop, all of them to the one chip
-    that has its neighbour there; and so do parameters that are split over more than a node.
+    Gradients and gathered embeddings cross once a slice. A ring's blocks cross with every hop, all of them to the one
+    chip that has its neighbour there. Parameters that are split over more than a node come from the others, to each chip.
     """
     near, slices = self.where.chips_per_slice, self.where.slices
     crossing = 2 * _bytes(self.state.params)
     if self._transport() == 'gather':
       crossing += self._loss_rows() * self.model.embed_dim * (2 * self._tile_bytes() + 4)
-    split = (messages.get('all-gather', 0.0) + messages.get('reduce-scatter', 0.0)) * max(0, 1 - near / self.mesh['fsdp'])
-    return crossing * (slices - 1) / slices / near + messages.get('collective-permute', 0.0) + split
+    split = sum(messages.get(kind, 0.0) for kind in ('all-gather', 'reduce-scatter'))
+    return (crossing * (slices - 1) / slices / near + messages.get('collective-permute', 0.0)
+            + split * max(0.0, 1 - near / self.mesh['fsdp']))
 
   def _transport(self) -> str:
     return self.loss.get('transport', 'gather')

@@ -12,7 +12,7 @@ def render(plans: list[plan_lib.Plan], *, seconds: float | None = None) -> str:
   gb = lambda b: f'{b / 1e9:.2f} GB' if b < 1e11 else f'{b / 1e9:,.0f} GB'
   m = plan.memory
   lines = [f'{plan.label}  on {plan.topology}: {plan.chips} chips, batch {plan.batch_size:,} '
-           f'({plan.batch_size // plan.chips} images a chip) · {plan.method}', *([plan.choice] if plan.choice else []), '',
+           f'({plan.batch_size // plan.chips} images a chip) · {plan.method}', *filter(None, [plan.choice]), '',
            'memory a chip' + ('' if m.fits else '   — DOES NOT FIT'),
            f'  parameters   {gb(m.parameters):>10}', f'  optimizer    {gb(m.optimizer):>10}',
            f'  batch        {gb(m.batch):>10}',
@@ -22,16 +22,14 @@ def render(plans: list[plan_lib.Plan], *, seconds: float | None = None) -> str:
            f'GFLOPs an image, forward and backward (formula): {plan.flops_per_image["all"] / 1e9:,.1f}']
   lines += [f'  {name:<12} {value / 1e9:>10,.1f}' for name, value in plan.flops_per_image.items()
             if name != 'all' and value]
-  lines += ['', f'received a chip and step: {gb(sum(plan.received.values()))} over fast links'
-            + (f', {gb(plan.network)} over the network' if plan.network else '')]
+  is_compiled = plan.method == 'compiled'
+  lines += ['', 'received a chip and step ' + ('(read from the compiled program)' if is_compiled else '(formula)')]
   lines += [f'  {kind:<18} {gb(size):>10}' for kind, size in plan.received.items()]
-  how = ('operands and results of every instruction of the compiled program, loops as often as they run'
-         if plan.method == 'compiled' else
-         'operands and results of every matrix product, and what loops hand on, once each; no memory on the chip')
-  lines += ['', f'in and out of memory a chip and step: {gb(plan.moved)} ({how})']
-  if plan.network:
-    lines += ['over the network: ' + ('what the compiled program hands to its hosts' if plan.method == 'compiled' else
-                                      'by formula: gradients and embeddings once a slice or node')]
+  lines += [f'  {"over fast links":<18} {gb(sum(plan.received.values())):>10}']
+  lines += [f'  {"over the network":<18} {gb(plan.network):>10}'] if plan.network else []
+  how = ('operands and results of every instruction of the compiled program, loops as often as they run' if is_compiled
+         else "formula: matrix products' operands and results, and what loops hand on; as if chips had no caches")
+  lines += ['', f'in and out of memory a chip and step: {gb(plan.moved)}', f'  ({how})']
   lines += ['', 'a step, by resource alone at its peak (estimate)']
   lines += [f'  {name:<12} {value * 1e3:>10,.1f} ms' + ('   ← binds' if name == plan.bound else '')
             for name, value in plan.seconds.items()]

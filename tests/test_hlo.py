@@ -148,8 +148,8 @@ BETWEEN = """HloModule m
 ENTRY %main (a: f32[{n}]) -> f32[{n}] {{
   %a = f32[{n}]{{0}} parameter(0)
   %after-all = token[] after-all()
-  %send = (f32[64]{{0:T(256)}}, u32[], token[]) send(%a, %after-all), channel_id=2, is_host_transfer=true, frontend_attributes={{_xla_host_transfer_handler_name="xla_megascale_runtime",_xla_megascale_target="{{1,2,3}}x{{0:3}}",_xla_megascale_transfer_type="{kind}"}}
-  %recv = (f32[{n}]{{0:T(256)}}, u32[], token[]) recv(%after-all), channel_id=1, is_host_transfer=true, frontend_attributes={{_xla_host_transfer_handler_name="xla_megascale_runtime",_xla_megascale_target="{{1,2,3}}x{{0:3}}",_xla_megascale_transfer_type="{kind}"}}
+  %send = (f32[64]{{0:T(256)}}, u32[], token[]) send(%a, %after-all), channel_id=2, is_host_transfer=true, {attributes}_xla_megascale_transfer_type="{kind}"}}
+  %recv = (f32[{n}]{{0:T(256)}}, u32[], token[]) recv(%after-all), channel_id=1, is_host_transfer=true, {attributes}_xla_megascale_transfer_type="{kind}"}}
   %send-done = token[] send-done(%send), channel_id=2, is_host_transfer=true
   %recv-done = (f32[{n}]{{0:T(256)}}, token[]) recv-done(%recv), channel_id=1, is_host_transfer=true
   ROOT %all-reduce = f32[{n}]{{0}} all-reduce(%a), replica_groups={{{{0,1,2,3}}}}
@@ -157,16 +157,24 @@ ENTRY %main (a: f32[{n}]) -> f32[{n}] {{
 """
 
 
+ATTRIBUTES = ('frontend_attributes={_xla_host_transfer_handler_name="xla_megascale_runtime",'
+              '_xla_megascale_target="{1,2,3}x{0:3}",')
+
+
+def between(kind, n):
+  return BETWEEN.format(kind=kind, n=n, attributes=ATTRIBUTES)
+
+
 @pytest.mark.parametrize('kind, n, name, bytes_received', [
     ('ALL_REDUCE', 96, 'all-reduce', 2 * 96 * 4 * 2 / 3), ('ALL_GATHER', 96, 'all-gather', 96 * 4 * 2 / 3),
     ('REDUCE_SCATTER', 32, 'reduce-scatter', 2 * 32 * 4), ('ONE_TO_ONE', 96, 'collective-permute', 96 * 4),
     ('ALL_TO_ALL', 96, 'all-to-all', 96 * 4 * 2 / 3)])
 def test_messages_between_slices(kind, n, name, bytes_received):
-  found = hlo.traffic(BETWEEN.format(kind=kind, n=n), devices=4, slices=3)
+  found = hlo.traffic(between(kind, n), devices=4, slices=3)
   assert found.network == {name: pytest.approx(bytes_received)} and not found.doubts
   assert found.received == {'all-reduce': 2 * n * 4 * 3 / 4}
-  assert hlo.traffic(BETWEEN.format(kind='GOSSIP', n=n), devices=4, slices=3).doubts
-  assert hlo.traffic(BETWEEN.format(kind=kind, n=n), devices=2, slices=6).doubts  # a group of four in a slice of two
+  assert hlo.traffic(between('GOSSIP', n), devices=4, slices=3).doubts
+  assert hlo.traffic(between(kind, n), devices=2, slices=6).doubts  # a group of four in a slice of two
 
 
 def test_the_tpu_compiler_and_two_slices(monkeypatch):

@@ -31,7 +31,8 @@ def gradient_products(model, x):
 @pytest.mark.parametrize('attention', ['einsum', 'dot_product_attention'])
 def test_what_remat_computes_again(remat, attention):
   image = lambda r: gradient_products(
-      vit.ViT(variant='mu/8', width=32, depth=3, heads=2, mlp_dim=96, pool='tok', posemb='learn', attention=attention, remat=r),
+      vit.ViT(variant='mu/8', width=32, depth=3, heads=2, mlp_dim=96, pool='tok', posemb='learn', attention=attention,
+              remat=r),
       jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32))
   assert image(remat) - image('none') == flops.recomputed(tokens=17, width=32, depth=3, mlp_dim=96, remat=remat) > 0
   words = lambda r: gradient_products(
