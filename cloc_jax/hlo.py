@@ -267,7 +267,8 @@ def memory_bytes(text: str) -> float:
 
   Sums the operands and results of every instruction that is not inside a fusion, padded as they are stored, and without
   what the TPU compiler keeps in memory on the chip. Of an operand that is only sliced, the slices count; of a result
-  that is updated in place, the update. Caches that keep more than the compiler says (on CPUs, GPUs) make it less.
+  that is updated in place, the update. Caches that keep more than the compiler says (on CPUs, GPUs) make it less; loops
+  of unknown length count once.
   """
   computations, entry = parse(text)
   counts = multiplicities(computations, entry, through=_RUNS)
