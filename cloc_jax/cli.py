@@ -5,6 +5,7 @@ import logging
 import os
 import pathlib
 import sys
+import time
 
 # Errors that the user can mend: shown as one line, without a traceback (--debug shows it).
 _USER_ERRORS = (ValueError, TypeError, KeyError, FileNotFoundError, FileExistsError, PermissionError)
@@ -85,6 +86,7 @@ def _parser() -> argparse.ArgumentParser:
                     help='v5p:8x8x16, v5e:16x16, v6e:16x16, v5p:4x4x4*2 (two slices), gpu:8xh200')
   plan.add_argument('--estimate', action='store_true', help='do not compile (seconds instead of minutes)')
   plan.add_argument('--what-if', action='store_true', help='also with other M, batch, remat and FSDP (one compilation each)')
+  plan.add_argument('--fit', action='store_true', help='choose train.micro_batches: the fewest that fit the memory')
   plan.add_argument('--json', metavar='FILE', help='write the figures there')
   plan.set_defaults(run=_plan)
 
@@ -192,12 +194,13 @@ def _join_hosts(args):
 
 def _plan(args) -> int:
   os.environ.setdefault('JAX_PLATFORMS', 'cpu')  # a plan needs shapes and a compiler, not the accelerator
-  from cloc_jax import plan
-  plans, text = plan.run(args.config, assignments=args.assignments, topology=args.topology, estimate=args.estimate,
-                         what_if=args.what_if)
-  print(text)
+  from cloc_jax import plan, plan_text
+  began = time.monotonic()
+  plans = plan.run(args.config, assignments=args.assignments, topology=args.topology, estimate=args.estimate,
+                   what_if=args.what_if, choose=args.fit)
+  print(plan_text.render(plans, seconds=time.monotonic() - began))
   if args.json:
-    pathlib.Path(args.json).write_text(plan.to_json(plans) + '\n')
+    pathlib.Path(args.json).write_text(plan_text.to_json(plans) + '\n')
   return 0 if plans[0].memory.fits else 1
 
 
@@ -233,7 +236,6 @@ def _evals_folder(cloc, args):
 
 
 def _counter(what):
-  import time
   began = time.monotonic()
 
   def show(done):

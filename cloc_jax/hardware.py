@@ -49,7 +49,7 @@ class Topology:
   chips: int
   chips_per_slice: int
   shape: tuple[int, ...]
-  libtpu_name: str  # what the TPU compiler calls it; '' where it cannot compile for it
+  libtpu_name: str  # what the TPU compiler calls a slice; '' where it cannot compile for it
 
   @property
   def slices(self) -> int:
@@ -76,8 +76,7 @@ def topology(name: str) -> Topology:
       per_slice = math.prod(shape)
       slices = int(match[3] or 1)
       if per_slice and slices:
-        return Topology(chip, per_slice * slices, per_slice, shape,
-                        libtpu_name=f'{chip.name}:{match[2]}' if slices == 1 else '')
+        return Topology(chip, per_slice * slices, per_slice, shape, libtpu_name=f'{chip.name}:{match[2]}')
   match = _GPU.fullmatch(name)
   if match and int(match[1]):
     chip = known.get(match[2].lower())

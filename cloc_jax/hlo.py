@@ -1,4 +1,5 @@
-"""Reads a compiled program's text (XLA's HLO): what it sends between devices, with loops counted as often as they run.
+"""Reads a compiled program's text (XLA's HLO): what it sends between devices and what it moves in and out of memory, with
+loops counted as often as they run.
 
 XLA's own cost analysis counts a loop's body once. Here every computation is weighed by how often it is reached from the
 entry: trip counts of loops multiply.
@@ -13,9 +14,12 @@ _BITS = {'pred': 8, 's4': 4, 'u4': 4, 's8': 8, 'u8': 8, 's16': 16, 'u16': 16, 'b
 COLLECTIVES = ('all-gather', 'all-reduce', 'reduce-scatter', 'collective-permute', 'all-to-all')
 _HEADER = re.compile(r'^(ENTRY )?%?([^\s(]+) \(.*\{\s*$')
 _INSTRUCTION = re.compile(r'^\s+(?:ROOT )?%?([^\s=]+) = (.*)$')
-_ARRAY = re.compile(r'\b([a-z]\w*)\[([\d,]*)\]')
+_ARRAY = re.compile(r'\b([a-z]\w*)\[([\d,]*)\](?:\{([^}]*)\})?')
 _CALLS = re.compile(r'\b(?:calls|to_apply|body|condition|branch_computations|called_computations)='
                     r'(\{[^}]*\}|%?[^\s,)]+)')
+_OPERAND = re.compile(r'%([\w.\-]+)')
+# Between TPU slices: the compiler hands what leaves a slice to the host, and says what the hosts do with it.
+_BETWEEN_SLICES = re.compile(r'_xla_megascale_transfer_type="(\w+)"')
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
 # {{0,1},{2,3}}, or [groups,size]<=[…], or mesh['a'=4,'b'=2], device_ids=(…) {'a'}
 _GROUPS = re.compile(r"replica_groups=(?:\{\{([\d,]*)\}|\[\d+,(\d+)\]|mesh\[([^\]]*)\](?:, device_ids=\(.*?\))? \{([^}]*)\})")
@@ -23,22 +27,30 @@ _GROUPS = re.compile(r"replica_groups=(?:\{\{([\d,]*)\}|\[\d+,(\d+)\]|mesh\[([^\
 
 @dataclasses.dataclass(frozen=True)
 class Instruction:
-  opcode: str
+  name: str
+  opcode: str              # of a custom call, its target
   shapes: tuple[int, ...]  # bytes of each array in the result
+  stored: tuple[int, ...]  # the same as they lie in memory, padded to tiles; 0 for what stays in memory on the chip
   unknown: bool            # the result holds a type whose size is not known
+  operands: tuple[str, ...]
+  index: int               # of a parameter, or of the element that is taken of a tuple
+  root: bool
   calls: tuple[str, ...]
   trips: int | None        # of a loop, where it is known
   group: int | None        # devices in a group of a collective
+  between_slices: str      # of a `recv` from other TPU slices: what the hosts do, such as ALL_REDUCE
   scope: str               # the op_name of the metadata: where in the model it comes from
 
 
 @dataclasses.dataclass(frozen=True)
 class Traffic:
-  """Of one device in one run of a program. received: bytes by kind of collective; messages: how many of them;
-  by_scope: bytes by where in the model they come from; doubts: what could not be read, in words."""
+  """Of one device in one run of a program. received: bytes by kind of collective, over fast links; messages: how many;
+  by_scope: those bytes by where in the model they come from; network: bytes by kind from other slices; doubts: what could
+  not be read, in words."""
   received: dict[str, float]
   messages: dict[str, int]
   by_scope: dict[str, float]
+  network: dict[str, float]
   doubts: tuple[str, ...] = ()
 
   @property
@@ -46,11 +58,29 @@ class Traffic:
     return sum(self.received.values())
 
 
-def _array_bytes(text: str) -> tuple[tuple[int, ...], bool]:
-  found = _ARRAY.findall(text)
-  known = tuple(math.prod(map(int, filter(None, dims.split(',')))) * _BITS[kind] // 8
-                for kind, dims in found if kind in _BITS)
-  return known, len(known) < len(found)
+def _array_bytes(text: str) -> tuple[tuple[int, ...], tuple[int, ...], bool]:
+  """(bytes of each array, bytes as stored, whether a type is not known)."""
+  plain, stored, unknown = [], [], False
+  for kind, dims, layout in _ARRAY.findall(text):
+    if kind not in _BITS:
+      unknown = True
+      continue
+    shape = [int(d) for d in dims.split(',') if d]
+    plain.append(math.prod(shape) * _BITS[kind] // 8)
+    stored.append(0 if re.search(r'S\([1-9]', layout) else math.prod(_padded(shape, layout)) * _BITS[kind] // 8)
+  return tuple(plain), tuple(stored), unknown
+
+
+def _padded(shape: list[int], layout: str) -> list[int]:
+  """The shape, major axis first, with its last axes rounded up to a layout's tile, such as {0,1:T(8,128)(2,1)}."""
+  order, _, rest = layout.partition(':')
+  minor_to_major = [int(d) for d in order.split(',') if d] or list(reversed(range(len(shape))))
+  shape = [shape[d] for d in reversed(minor_to_major)]
+  tile = re.match(r'T\(([\d,]+)\)', rest)
+  for at, size in enumerate(reversed([int(t) for t in tile[1].split(',')] if tile else ())):
+    if at < len(shape):
+      shape[-1 - at] = -(-shape[-1 - at] // size) * size
+  return shape
 
 
 def _split_type(text: str) -> tuple[str, str]:
@@ -95,9 +125,16 @@ def parse(text: str) -> tuple[dict[str, list[Instruction]], str]:
     called = tuple(c.strip().lstrip('%') for match in _CALLS.findall(rest) for c in match.strip('{}').split(','))
     trips = _TRIPS.search(rest)
     scope = re.search(r'op_name="([^"]*)"', rest)
-    shapes, unknown = _array_bytes(kind)
-    current.append(Instruction(opcode, shapes, unknown, called, int(trips[1]) if trips else None,
-                               _group_size(rest), scope[1] if scope else ''))
+    shapes, stored, unknown = _array_bytes(kind)
+    inside = _split_type(rest[len(opcode):])[0] if '(' in rest else ''
+    index = re.search(r'\bindex=(\d+)', rest) or re.match(r'\((\d+)\)', inside)
+    between = _BETWEEN_SLICES.search(rest)
+    target = re.search(r'custom_call_target="([^"]*)"', rest)
+    current.append(Instruction(
+        name=found[1], opcode=target[1] if target else opcode, shapes=shapes, stored=stored, unknown=unknown,
+        operands=tuple(_OPERAND.findall(inside)), index=int(index[1]) if index else 0,
+        root=line.lstrip().startswith('ROOT'), calls=called, trips=int(trips[1]) if trips else None,
+        group=_group_size(rest), between_slices=between[1] if between else '', scope=scope[1] if scope else ''))
   if not entry:
     raise ValueError('HLO: no ENTRY computation found')
   # A backend that does not write trip counts still shows them: lax.scan counts from 0 while below a constant.
@@ -125,13 +162,15 @@ def _group_size(text: str) -> int | None:
   return math.prod(sizes[n] for n in names) if all(n in sizes for n in names) else None
 
 
-def multiplicities(computations, entry) -> dict[str, int]:
-  """How often each computation runs in one run of the entry."""
+def multiplicities(computations, entry, *, through: tuple[str, ...] = ()) -> dict[str, int]:
+  """How often each computation runs in one run of the entry. through: enter the computations of these opcodes alone."""
   counts: collections.Counter = collections.Counter()
 
   def visit(name, times):
     counts[name] += times
     for instruction in computations.get(name, ()):
+      if through and instruction.opcode not in through:
+        continue
       factor = (instruction.trips or 1) if instruction.opcode == 'while' else 1
       for called in instruction.calls:
         if called in computations:
@@ -141,24 +180,34 @@ def multiplicities(computations, entry) -> dict[str, int]:
   return counts
 
 
-def traffic(text: str, *, devices: int) -> Traffic:
+def traffic(text: str, *, devices: int, slices: int = 1) -> Traffic:
   """What one device receives from others while the program runs once.
 
   With g devices in a group: an all-gather brings (g − 1)/g of its result, a reduce-scatter (g − 1) times its result, an
   all-reduce both halves of that (2·(g − 1)/g), a permutation its result, an all-to-all (g − 1)/g of it.
+  The TPU compiler writes a message over several slices as one within each of them and one between hosts: from the
+  latter a device receives as above, with the slices as its group. What few devices receive counts as if all did.
+  devices: of one slice; groups whose size is not written have all of them.
   """
   computations, entry = parse(text)
   counts = multiplicities(computations, entry)
-  received, messages = collections.Counter(), collections.Counter()
-  scopes: collections.Counter = collections.Counter()
+  received, messages, network, scopes = (collections.Counter() for _ in range(4))
   doubts: set[str] = set()
   for name, times in counts.items():
     for instruction in computations.get(name, ()):
+      if instruction.opcode == 'recv' and instruction.between_slices:
+        kind = {'ONE_TO_ONE': 'collective-permute'}.get(instruction.between_slices,
+                                                        instruction.between_slices.lower().replace('_', '-'))
+        if kind in COLLECTIVES:
+          network[kind] += times * _share(kind, slices) * instruction.shapes[0]
+        else:
+          doubts.add(f'{kind} between slices: not understood')
+        continue
       kind = next((k for k in COLLECTIVES if instruction.opcode in (k, f'{k}-start')), None)
       if kind is None:
         continue
       g = instruction.group or devices
-      if instruction.unknown or (instruction.group is None and kind != 'collective-permute'):
+      if instruction.unknown or (instruction.group is None and kind != 'collective-permute') or g > devices:
         doubts.add(f'{kind}: a type or group of devices that is not understood')
       if kind == 'all-reduce' and name.startswith('all-reduce-scatter'):
         kind = 'reduce-scatter'  # the TPU compiler's: a fusion of an all-reduce and the slice that is kept of it
@@ -173,7 +222,13 @@ def traffic(text: str, *, devices: int) -> Traffic:
       if (instruction.opcode == 'while' and instruction.trips is None
           and any(_sends(computations, called) for called in instruction.calls)):
         doubts.add('a loop that sends, of unknown length: counted once')
-  return Traffic(dict(received), dict(messages), dict(scopes), tuple(sorted(doubts)))
+  return Traffic(dict(received), dict(messages), dict(scopes), dict(network), tuple(sorted(doubts)))
+
+
+def _share(kind: str, g: int) -> float:
+  """Bytes that one of g devices receives, over those of its result."""
+  return {'all-gather': (g - 1) / g, 'all-reduce': 2 * (g - 1) / g, 'reduce-scatter': g - 1, 'collective-permute': 1,
+          'all-to-all': (g - 1) / g}[kind]
 
 
 def _moved(kind: str, instruction: Instruction, g: int) -> float:
@@ -188,10 +243,91 @@ def _moved(kind: str, instruction: Instruction, g: int) -> float:
       size /= g + 1
     elif kind in ('collective-permute', 'all-to-all'):
       size = sum(x for x in instruction.shapes if x > 4 or len(instruction.shapes) == 2) / 2
-  return size * {'all-gather': (g - 1) / g, 'all-reduce': 2 * (g - 1) / g, 'reduce-scatter': g - 1,
-                 'collective-permute': 1, 'all-to-all': (g - 1) / g}[kind]
+  return size * _share(kind, g)
 
 
 def _sends(computations, name: str) -> bool:
-  return any(instruction.opcode.removesuffix('-start') in COLLECTIVES or any(
+  return any(instruction.opcode.removesuffix('-start') in COLLECTIVES or instruction.between_slices or any(
       _sends(computations, called) for called in instruction.calls) for instruction in computations.get(name, ()))
+
+
+# --- memory
+
+# These move nothing: they name, group or wait for what others move, or their bodies are counted.
+_FREE = frozenset((
+    'parameter', 'constant', 'tuple', 'get-tuple-element', 'bitcast', 'after-all', 'partition-id', 'replica-id',
+    'opt-barrier', 'while', 'conditional', 'call', 'domain', 'add-dependency', 'async-start', 'recv',
+    'AllocateBuffer', 'AssumeGatherIndicesInBound', 'AsyncCollectiveDone', 'AsyncCollectiveStart', 'ConcatBitcast'))
+_RUNS = ('while', 'conditional', 'call', 'async-start')
+_SLICES = ('dynamic-slice', 'slice', 'gather')
+
+
+def memory_bytes(text: str) -> float:
+  """Bytes that one device reads and writes in its memory (HBM) while the program runs once.
+
+  Sums the operands and results of every instruction that is not inside a fusion, padded as they are stored, and without
+  what the TPU compiler keeps in memory on the chip. Of an operand that is only sliced, the slices count; of a result
+  that is updated in place, the update. Caches that keep more than the compiler says (on CPUs, GPUs) make it less; loops
+  of unknown length count once.
+  """
+  computations, entry = parse(text)
+  counts = multiplicities(computations, entry, through=_RUNS)
+  return float(sum(times * sum(_moved_in_memory(computations, name)) for name, times in counts.items()
+                   if name in computations))
+
+
+def _moved_in_memory(computations, name: str):
+  body = computations[name]
+  stored = {i.name: i.stored for i in body}
+  for i in body:
+    if i.opcode in _FREE or i.opcode.endswith('-done'):
+      continue
+    operands = [sum(stored.get(o, ())) for o in i.operands]
+    if i.opcode in ('slice-start', 'dynamic-slice-start'):  # operands, the slice, a counter
+      yield i.shapes[-2] + i.stored[-2]
+    elif i.opcode.endswith('-start') and len(i.stored) > 1:  # operand and result stand together in its type
+      yield sum(i.stored)
+    elif i.opcode in _SLICES:
+      yield 2 * sum(i.stored)
+    elif i.opcode == 'dynamic-update-slice':
+      yield 2 * operands[1]
+    elif i.opcode == 'fusion' and i.calls and i.calls[0] in computations:
+      inner = computations[i.calls[0]]
+      yield sum(min(size, _read(computations, i.calls[0], at)) for at, size in enumerate(operands) if size)
+      root = next((x for x in inner if x.root), None)
+      yield min(sum(i.stored), _written(computations, i.calls[0], root)) if root else sum(i.stored)
+    else:
+      yield sum(operands) + sum(i.stored)
+
+
+def _read(computations, name: str, index: int) -> float:
+  """Bytes that a fused computation reads of one of its parameters; inf for all of it."""
+  body = computations[name]
+  parameter = next((i for i in body if i.opcode == 'parameter' and i.index == index), None)
+  waiting, total = [parameter.name] if parameter else [], 0.0
+  while waiting:
+    value = waiting.pop()
+    for user in body:
+      if value not in user.operands:
+        continue
+      if user.opcode == 'bitcast':
+        waiting.append(user.name)
+      elif user.opcode in _SLICES and user.operands[0] == value:
+        total += sum(user.stored)
+      elif user.opcode == 'fusion' and user.calls[0] in computations:
+        total += sum(_read(computations, user.calls[0], at) for at, o in enumerate(user.operands) if o == value)
+      elif user.opcode != 'dynamic-update-slice' or user.operands[0] != value:  # what is updated is not read
+        return math.inf
+  return total
+
+
+def _written(computations, name: str, value: Instruction) -> float:
+  """Bytes that a fused computation writes for one value of its root; inf for all of it."""
+  by_name = {i.name: i for i in computations[name]}
+  while value.opcode == 'bitcast' and value.operands[0] in by_name:
+    value = by_name[value.operands[0]]
+  if value.opcode == 'tuple':
+    return sum(min(sum(by_name[o].stored), _written(computations, name, by_name[o])) for o in value.operands)
+  if value.opcode == 'fusion' and value.calls[0] in computations:
+    return _written(computations, value.calls[0], next(i for i in computations[value.calls[0]] if i.root))
+  return sum(by_name[value.operands[1]].stored) if value.opcode == 'dynamic-update-slice' else math.inf

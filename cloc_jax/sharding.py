@@ -1,12 +1,14 @@
 """Device mesh and sharding rules: who holds which part of the state and of a batch.
 
 Two mesh axes: 'data' replicates parameters, 'fsdp' splits them (and the optimizer's state). A batch is split over both.
+'fsdp' sends most and stays where links are fast: within a TPU slice, a node, a process.
 """
 import math
 from collections.abc import Sequence
 
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from cloc_jax import trees
@@ -34,15 +36,39 @@ def mesh_sizes(count: int, *, data: int = -1, fsdp: int = 1) -> dict[str, int]:
   return dict(zip(AXES, sizes))
 
 
+def check_slices(sizes: dict[str, int], slices: int) -> None:
+  """Raises a ValueError when parameters would be split over TPU slices, which only the slow network joins."""
+  per_slice = math.prod(sizes.values()) // slices
+  if per_slice % sizes['fsdp']:
+    raise ValueError(f'mesh.fsdp: {sizes["fsdp"]} does not fit into one of {slices} slices; expected a divisor of its '
+                     f'{per_slice} chips: parameters are split within a slice, over which mesh.data goes')
+
+
 def make_mesh(*, data: int = -1, fsdp: int = 1, devices: Sequence[jax.Device] | None = None) -> Mesh:
   """A (data, fsdp) mesh over all devices; one of the sizes may be -1, for "the rest".
 
+  On TPUs, groups along 'fsdp' are neighbours of one slice, and 'data' goes over slices. Elsewhere devices keep their
+  order, by node and process, so that such a group shares a node or a process whose size it divides.
+
   Raises:
-    ValueError: when the sizes do not multiply to the number of devices.
+    ValueError: when the sizes do not multiply to the number of devices, or 'fsdp' does not fit into a TPU slice.
   """
-  devices = jax.devices() if devices is None else devices
+  devices = list(jax.devices() if devices is None else devices)
   sizes = mesh_sizes(len(devices), data=data, fsdp=fsdp)
-  return Mesh(np.asarray(devices).reshape(tuple(sizes.values())), AXES)
+  return Mesh(_arrange(devices, sizes), AXES)
+
+
+def _arrange(devices, sizes: dict[str, int]) -> np.ndarray:
+  shape = tuple(sizes.values())
+  slice_of = lambda device: getattr(device, 'slice_index', None) or 0
+  if devices[0].platform != 'tpu':  # the sort is stable: of one process, devices stay as they came
+    return np.asarray(sorted(devices, key=lambda d: (slice_of(d), d.process_index))).reshape(shape)
+  slices = len({slice_of(d) for d in devices})
+  if slices == 1:
+    return mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
+  check_slices(sizes, slices)
+  return mesh_utils.create_hybrid_device_mesh((shape[0] // slices, shape[1]), (slices, 1), devices,
+                                              allow_split_physical_axes=True)
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
@@ -87,17 +113,25 @@ def to_global(host_batch, mesh: Mesh):
   """This host's part of a batch (a tree of NumPy arrays) → global arrays split over the mesh.
 
   The transfers are explicit ones and pass a transfer guard; they do not wait for one another, or for the devices.
+  With several hosts, each row of each goes to one of its own devices, whatever the order of devices in the mesh: where
+  it comes to stand in the global batch follows from the mesh, alike for all arrays of the tree.
+
+  Raises:
+    ValueError: when this host's rows do not divide over its devices.
   """
   sharding = batch_sharding(mesh)
   if jax.process_count() == 1:
     return jax.device_put(host_batch, sharding)
 
   def one(x):
-    shape = (x.shape[0] * jax.process_count(), *x.shape[1:])
+    own = len(sharding.addressable_devices)
+    if x.shape[0] % own:
+      raise ValueError(f'batch: {x.shape[0]} rows of a host do not divide over its {own} devices')
+    shape = (x.shape[0] // own * mesh.size, *x.shape[1:])
     places = sharding.addressable_devices_indices_map(shape)
-    # This host's rows go to its own devices in the order of their places in the global batch.
+    # A host holds no more than its own rows: these fill the places of its devices, wherever those are, in their order.
     order = sorted(places, key=lambda device: places[device][0].start or 0)
-    shards = [jax.device_put(part, device) for part, device in zip(np.split(x, len(order)), order)]
+    shards = [jax.device_put(part, device) for part, device in zip(np.split(x, len(order)), order, strict=True)]
     return jax.make_array_from_single_device_arrays(shape, sharding, shards)
 
   return jax.tree.map(one, host_batch)

@@ -140,3 +140,113 @@ def test_what_could_not_be_read_is_said():
 def test_what_is_no_hlo_is_an_error():
   with pytest.raises(ValueError, match='no ENTRY computation'):
     hlo.traffic('something else', devices=8)
+
+
+# --- between slices, as the TPU compiler writes it
+
+BETWEEN = """HloModule m
+ENTRY %main (a: f32[{n}]) -> f32[{n}] {{
+  %a = f32[{n}]{{0}} parameter(0)
+  %after-all = token[] after-all()
+  %send = (f32[64]{{0:T(256)}}, u32[], token[]) send(%a, %after-all), channel_id=2, is_host_transfer=true, {attributes}_xla_megascale_transfer_type="{kind}"}}
+  %recv = (f32[{n}]{{0:T(256)}}, u32[], token[]) recv(%after-all), channel_id=1, is_host_transfer=true, {attributes}_xla_megascale_transfer_type="{kind}"}}
+  %send-done = token[] send-done(%send), channel_id=2, is_host_transfer=true
+  %recv-done = (f32[{n}]{{0:T(256)}}, token[]) recv-done(%recv), channel_id=1, is_host_transfer=true
+  ROOT %all-reduce = f32[{n}]{{0}} all-reduce(%a), replica_groups={{{{0,1,2,3}}}}
+}}
+"""
+
+
+ATTRIBUTES = ('frontend_attributes={_xla_host_transfer_handler_name="xla_megascale_runtime",'
+              '_xla_megascale_target="{1,2,3}x{0:3}",')
+
+
+def between(kind, n):
+  return BETWEEN.format(kind=kind, n=n, attributes=ATTRIBUTES)
+
+
+@pytest.mark.parametrize('kind, n, name, bytes_received', [
+    ('ALL_REDUCE', 96, 'all-reduce', 2 * 96 * 4 * 2 / 3), ('ALL_GATHER', 96, 'all-gather', 96 * 4 * 2 / 3),
+    ('REDUCE_SCATTER', 32, 'reduce-scatter', 2 * 32 * 4), ('ONE_TO_ONE', 96, 'collective-permute', 96 * 4),
+    ('ALL_TO_ALL', 96, 'all-to-all', 96 * 4 * 2 / 3)])
+def test_messages_between_slices(kind, n, name, bytes_received):
+  found = hlo.traffic(between(kind, n), devices=4, slices=3)
+  assert found.network == {name: pytest.approx(bytes_received)} and not found.doubts
+  assert found.received == {'all-reduce': 2 * n * 4 * 3 / 4}
+  assert hlo.traffic(between('GOSSIP', n), devices=4, slices=3).doubts
+  assert hlo.traffic(between(kind, n), devices=2, slices=6).doubts  # a group of four in a slice of two
+
+
+def test_the_tpu_compiler_and_two_slices(monkeypatch):
+  """Its own program: each chip's part of a sum over all crosses once in both directions."""
+  pytest.importorskip('libtpu')
+  from cloc_jax import sharding
+  from jax.experimental import topologies
+  monkeypatch.setenv('TPU_SKIP_MDS_QUERY', '1')
+  monkeypatch.setenv('ALLOW_MULTIPLE_LIBTPU_LOAD', '1')
+  mesh = sharding.make_mesh(fsdp=4, devices=topologies.get_topology_desc(
+      platform='tpu', topology_name='v5e:2x2', num_slices=2).devices)
+  split = P(('data', 'fsdp'))
+  x = jax.ShapeDtypeStruct((8192, 128), jnp.float32, sharding=jax.sharding.NamedSharding(mesh, split))
+  total = jax.jit(jax.shard_map(lambda x: lax.psum(x, ('data', 'fsdp')), mesh=mesh, in_specs=split, out_specs=P()))
+  found = hlo.traffic(total.lower(x).compile().as_text(), devices=4, slices=2)
+  share = 1024 * 128 * 4
+  assert found.network == {'all-reduce': share / 4} and found.total == 2 * share * 3 / 4 and not found.doubts
+
+
+# --- memory
+
+
+def one_device(fn, *shapes):
+  return jax.jit(fn).lower(*(jax.ShapeDtypeStruct(s, jnp.float32) for s in shapes)).compile().as_text()
+
+
+def test_a_product_reads_its_operands_and_writes_its_result():
+  text = one_device(lambda a, b: jnp.sin(a @ b), (64, 32), (32, 16))
+  product, sine = 64 * 32 + 32 * 16 + 64 * 16, 2 * 64 * 16
+  assert hlo.memory_bytes(text) in (4 * product, 4 * (product + sine))  # in one piece, or in two
+
+
+def test_a_loop_moves_what_it_needs_of_a_stack_in_every_turn():
+  """A layer's share of the weights, not all of them."""
+  fn = lambda x, w: lax.scan(lambda x, w: (jnp.tanh(x @ w), None), x, w)[0]
+  few, many = (hlo.memory_bytes(one_device(fn, (8, 128), (layers, 128, 128))) for layers in (10, 20))
+  layer = 128 * 128 * 4
+  assert 10 * layer < many - few < 4 * 10 * layer and 10 * layer < few < 4 * 10 * layer + 2**17
+
+
+TPU_MEMORY = """HloModule m
+%fused (p0: bf16[6,16,128], p1: s32[], p2: bf16[1,16,128]) -> bf16[6,16,128] {
+  %p0 = bf16[6,16,128]{2,1,0:T(8,128)(2,1)} parameter(0)
+  %p1 = s32[]{:T(128)} parameter(1)
+  %p2 = bf16[1,16,128]{2,1,0:T(8,128)(2,1)} parameter(2)
+  ROOT %update = bf16[6,16,128]{2,1,0:T(8,128)(2,1)} dynamic-update-slice(%p0, %p2, %p1, %p1, %p1)
+}
+%sliced (p0: bf16[6,16,128], p1: s32[]) -> bf16[16,128] {
+  %p0 = bf16[6,16,128]{2,1,0:T(8,128)(2,1)} parameter(0)
+  %p1 = s32[]{:T(128)} parameter(1)
+  %b = bf16[6,16,128]{2,1,0:T(8,128)(2,1)} bitcast(%p0)
+  %s = bf16[1,16,128]{2,1,0:T(8,128)(2,1)} dynamic-slice(%b, %p1, %p1, %p1), dynamic_slice_sizes={1,16,128}
+  ROOT %r = bf16[16,128]{1,0:T(8,128)(2,1)S(1)} bitcast(%s)
+}
+ENTRY %main (a: bf16[6,16,128], i: s32[], f: f32[3,100]) -> bf16[6,16,128] {
+  %a = bf16[6,16,128]{2,1,0:T(8,128)(2,1)} parameter(0)
+  %i = s32[]{:T(128)S(6)} parameter(1)
+  %f = f32[3,100]{1,0:T(8,128)} parameter(2)
+  %near = bf16[16,128]{1,0:T(8,128)(2,1)S(1)} fusion(%a, %i), kind=kLoop, calls=%sliced
+  %exp = f32[3,100]{1,0:T(8,128)S(1)} exponential(%f)
+  %start = (f32[3,100]{1,0:T(8,128)}, f32[3,100]{1,0:T(8,128)S(1)}, u32[]{:S(2)}) copy-start(%exp)
+  %done = f32[3,100]{1,0:T(8,128)} copy-done(%start)
+  %part = ((f32[3,100]{1,0:T(8,128)}), f32[1,100]{1,0:T(1,128)S(1)}, s32[]{:S(2)}) slice-start(%done), slice={[0:1], [0:100]}
+  %space = bf16[99,99]{1,0:T(8,128)(2,1)} custom-call(), custom_call_target="AllocateBuffer"
+  %one = bf16[1,16,128]{2,1,0:T(8,128)(2,1)S(1)} bitcast(%near)
+  ROOT %fusion = bf16[6,16,128]{2,1,0:T(8,128)(2,1)} fusion(%a, %i, %one), kind=kLoop, calls=%fused
+}
+"""
+
+
+def test_memory_as_the_tpu_compiler_uses_it():
+  """Tiles of 8 × 128, slices and updates in place, and memory on the chip, S(1), which costs nothing."""
+  tile, layer = 8 * 128 * 4, 16 * 128 * 2
+  read_a_slice, read_f, write_exp, prefetch_a_row, update = layer, tile, tile, 100 * 4, layer
+  assert hlo.memory_bytes(TPU_MEMORY) == read_a_slice + read_f + write_exp + prefetch_a_row + update

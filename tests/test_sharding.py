@@ -1,4 +1,8 @@
-"""Meshes and sharding rules on simulated devices."""
+"""Meshes and sharding rules on simulated devices, and meshes over pretended ones."""
+import dataclasses
+import itertools
+import random
+
 import jax
 from jax.sharding import PartitionSpec as P
 import numpy as np
@@ -30,6 +34,73 @@ def test_a_mesh_that_does_not_fit_the_devices_is_an_error(sizes):
 def test_mesh_sizes_are_positive_and_one_at_most_is_left_open(sizes):
   with pytest.raises(ValueError, match='mesh: expected positive sizes, one of them -1 at most; got data='):
     sharding.make_mesh(**sizes)
+
+
+@dataclasses.dataclass(frozen=True)
+class Pretended:
+  """What a mesh reads of a device."""
+  id: int
+  platform: str
+  device_kind: str
+  process_index: int
+  slice_index: int = 0
+  coords: tuple[int, ...] = ()
+  core_on_chip: int = 0
+
+
+def tpu_slices(slices, side=4):
+  """v5e slices of side × side chips, four chips a host, in no order."""
+  host = lambda s, y, x: (s * side + y) // 2 * side // 2 + x // 2
+  chips = [Pretended(1000 * s + side * y + x, 'tpu', 'TPU v5 lite', host(s, y, x), slice_index=s, coords=(x, y, 0))
+           for s, y, x in itertools.product(range(slices), range(side), range(side))]
+  random.Random(0).shuffle(chips)
+  return chips
+
+
+def arranged(devices, **sizes):
+  found = sharding._arrange(devices, sharding.mesh_sizes(len(devices), **sizes))
+  assert set(found.flat) == set(devices) and found.size == len(devices)
+  return found
+
+
+@pytest.mark.parametrize('sizes', [{'fsdp': 8}, {'data': 2, 'fsdp': -1}, {'fsdp': 1}])
+def test_slices_are_joined_by_the_data_axis_alone(sizes):
+  mesh = arranged(tpu_slices(2), **sizes)
+  for group in mesh:
+    assert len({d.slice_index for d in group}) == 1
+  for place in mesh.T:  # the first half of the rows in one slice, the rest in the other
+    assert [d.slice_index for d in place] == [0] * (len(mesh) // 2) + [1] * (len(mesh) // 2)
+
+
+@pytest.mark.parametrize('slices', [1, 2])
+@pytest.mark.parametrize('fsdp', [2, 4, 8])
+def test_a_group_of_chips_has_direct_links(slices, fsdp):
+  """Each chip has another of its group one step away, and the group is as compact as it can be."""
+  for group in arranged(tpu_slices(slices), fsdp=fsdp):
+    apart = np.abs(np.array([[np.subtract(a.coords, b.coords) for b in group] for a in group])).sum(-1)
+    assert np.all(np.sort(apart)[:, 1] == 1) and apart.max() <= {2: 1, 4: 3, 8: 4}[fsdp]
+
+
+@pytest.mark.parametrize('sizes', [{'fsdp': 32}, {'data': 1, 'fsdp': -1}])
+def test_parameters_are_not_split_over_slices(sizes):
+  with pytest.raises(ValueError, match='mesh.fsdp: 32 does not fit into one of 2 slices; expected a divisor of its 16'):
+    arranged(tpu_slices(2), **sizes)
+  assert arranged(tpu_slices(3), data=3, fsdp=16).shape == (3, 16)  # of three slices, it is one slice's
+
+
+@pytest.mark.parametrize('nodes, processes, each, fsdp, shared', [
+    (2, 4, 2, 2, 'process_index'), (2, 4, 2, 4, 'slice_index'), (2, 8, 1, 4, 'slice_index'), (2, 4, 2, 8, None),
+    (1, 2, 4, 4, 'process_index'), (1, 2, 4, 8, 'slice_index')])
+def test_elsewhere_a_group_shares_what_it_can(nodes, processes, each, fsdp, shared):
+  devices = [Pretended(i, 'gpu', 'H100', process_index=i % processes, slice_index=i % processes % nodes)
+             for i in range(processes * each)]
+  groups = arranged(devices, fsdp=fsdp)
+  assert shared is None or all(len({getattr(d, shared) for d in group}) == 1 for group in groups)
+
+
+def test_devices_of_one_process_stay_as_they_came():
+  devices = jax.devices()[::-1]
+  assert list(sharding.make_mesh(data=2, fsdp=4, devices=devices).devices.flat) == devices
 
 
 @pytest.mark.parametrize('dims, expected', [

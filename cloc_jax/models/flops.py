@@ -33,6 +33,13 @@ def transformer(*, tokens: int, width: int, depth: int, mlp_dim: int) -> float:
   return depth * (8 * tokens * width**2 + 4 * tokens * width * mlp_dim + 4 * tokens**2 * width)
 
 
+def recomputed(*, tokens: int, width: int, depth: int, mlp_dim: int, remat: str) -> float:
+  """What the backward pass of `depth` blocks computes again. 'dots' keeps products with parameters, and so repeats the
+  attention's own two; 'full' repeats all but the MLP's second product, whose result no gradient needs."""
+  attention, others = 4 * tokens**2 * width, 8 * tokens * width**2 + 2 * tokens * width * mlp_dim
+  return depth * {'none': 0, 'dots': attention, 'full': attention + others}[remat]
+
+
 def prompter(*, patches: int, width: int, out_dim: int, prompts: int, tokens: int, pool: str, shared: bool = True,
              state: bool = True) -> float:
   """The Prompter on one image: `prompts` prompts of `tokens` tokens each; see models/prompter.py for the derivation.
@@ -51,18 +58,42 @@ def prompter(*, patches: int, width: int, out_dim: int, prompts: int, tokens: in
   return total + prompts * each
 
 
+def image_tokens(model: Cloc, image_size: int) -> int:
+  """How many tokens the image tower sees."""
+  return (image_size // ViT(**model.image).sizes().patch)**2 + (model.image.get('pool', 'tok') == 'tok')
+
+
+def _image_blocks(model: Cloc, image_size: int) -> dict[str, int]:
+  v = ViT(**model.image).sizes()
+  return dict(tokens=image_tokens(model, image_size), width=v.width, depth=v.depth, mlp_dim=v.mlp_dim)
+
+
+def _text_blocks(model: Cloc, length: int) -> dict[str, int]:
+  width, depth, _ = _text_variant(model.text.get('variant', 'B'))
+  width, depth = model.text.get('width') or width, model.text.get('depth') or depth
+  return dict(tokens=length, width=width, depth=depth, mlp_dim=4 * width)
+
+
+def step_recomputed(model: Cloc, *, image_size: int, text_length: int, region_text_length: int, regions: int) -> float:
+  """FLOPs an image that the towers' remat adds to a step."""
+  again = lambda tower, blocks: recomputed(**blocks, remat=tower.get('remat', 'none'))
+  regions = regions if model.region_encoder != 'none' else 0
+  return (again(model.image, _image_blocks(model, image_size)) + again(model.text, _text_blocks(model, text_length))
+          + regions * again(model.text, _text_blocks(model, region_text_length)))
+
+
 def step_flops(model: Cloc, *, image_size: int, text_length: int, region_text_length: int, regions: int,
                batch_size: int) -> StepFlops:
   """Forward FLOPs an image at a global batch of `batch_size` (the contrastive matrices grow with it)."""
   v = ViT(**model.image).sizes()
   patches = (image_size // v.patch)**2
-  tokens = patches + (model.image.get('pool', 'tok') == 'tok')
   e = model.embed_dim
-  image = 2 * patches * v.patch**2 * 3 * v.width + transformer(tokens=tokens, width=v.width, depth=v.depth,
-                                                              mlp_dim=v.mlp_dim) + 2 * v.width * e
-  width, depth, _ = _text_variant(model.text.get('variant', 'B'))
-  width, depth = model.text.get('width') or width, model.text.get('depth') or depth
-  per_text = lambda length: transformer(tokens=length, width=width, depth=depth, mlp_dim=4 * width) + 2 * width * e
+  image = (2 * patches * v.patch**2 * 3 * v.width + transformer(**_image_blocks(model, image_size)) + 2 * v.width * e)
+
+  def per_text(length):
+    blocks = _text_blocks(model, length)
+    return transformer(**blocks) + 2 * blocks['width'] * e
+
   region_text = prompt = losses = 0.0
   if model.region_encoder != 'none':
     region_text = regions * per_text(region_text_length)
