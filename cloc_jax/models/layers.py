@@ -41,6 +41,23 @@ def split_batch(x):
   return jax.lax.with_sharding_constraint(x, PartitionSpec(mesh.axis_names))
 
 
+def map_images(function, arrays, shared=(), *, block: int = 1):
+  """`function(arrays of one image, shared)` for each image, `block` of them at a time; recomputed for gradients.
+
+  What a long elementwise computation touches then stays in a CPU's cache or on a TPU's chip from one operation to the
+  next. Each device loops over its own images of the mesh that is being compiled for (see split_batch).
+  arrays: a tree with the images leading. shared: a tree without.
+  """
+  def each(arrays, shared):
+    return jax.lax.map(jax.checkpoint(lambda one: function(one, shared)), arrays, batch_size=block)
+
+  mesh, count = jax.sharding.get_abstract_mesh(), jax.tree.leaves(arrays)[0].shape[0]
+  if mesh.empty or mesh.size == 1 or count % mesh.size or mesh.manual_axes:
+    return each(arrays, shared)
+  split = PartitionSpec(mesh.axis_names)
+  return jax.shard_map(each, mesh=mesh, in_specs=(split, PartitionSpec()), out_specs=split)(arrays, shared)
+
+
 class HeadProjection(nn.Module):
   """The parameters of a dense layer into heads, shaped as flax's own attention: kernel (D, heads, head_dim), bias."""
   heads: int

@@ -18,6 +18,7 @@ import jax
 import numpy as np
 import result_page
 
+from cloc_jax import compiler
 from cloc_jax.models import flops, prompter
 
 HERE = pathlib.Path(__file__).parent
@@ -60,7 +61,7 @@ def function(form: str, pool: str, *, patches: int, width: int, images: int):
     return sum((x * x).sum() for x in out)
 
   arguments = params, tokens, prompts
-  return jax.jit(jax.value_and_grad(loss, (0, 1, 2))).lower(*arguments).compile(), arguments
+  return jax.jit(jax.value_and_grad(loss, (0, 1, 2))).lower(*arguments).compile(compiler.options()), arguments
 
 
 def measure(name: str, *, rounds: int) -> dict:

@@ -56,16 +56,16 @@ def twin_block(params, tokens, prompts, *, pool, act='gelu_tanh'):
   return out
 
 
-def _blocks(model, params, tokens, prompts, chunk):
-  block = model.apply({'params': params}, method='block_params')
+def _blocks(model, params, tokens, prompts, chunk, block=1):
+  params_block = model.apply({'params': params}, method='block_params')
   options = dict(pool=model.pool, act=model.act, dtype=model.dtype)
   if chunk is None:
-    return prompter.literal_block(block, tokens, prompts, **options)
-  state = prompter.image_state(block, tokens, pool=model.pool, dtype=model.dtype)
-  return prompter.shared_block(block, state, prompts, chunk=chunk, **options)
+    return prompter.literal_block(params_block, tokens, prompts, **options)
+  state = prompter.image_state(params_block, tokens, pool=model.pool, dtype=model.dtype)
+  return prompter.shared_block(params_block, state, prompts, chunk=chunk, block=block, **options)
 
 
-_compiled_blocks = jax.jit(_blocks, static_argnums=(0, 4))
+_compiled_blocks = jax.jit(_blocks, static_argnums=(0, 4, 5))
 
 
 def shared(model, params, tokens, prompts, *, chunk=4):
@@ -178,6 +178,15 @@ def test_other_activations(act):
   tokens, prompts = random_tokens(1, 2)
   want = twin_block(twin.as64(params), tokens, prompts, pool='all', act=act)
   np.testing.assert_allclose(shared(model, params, tokens, prompts), want, rtol=1e-4, atol=2e-5)
+
+
+@pytest.mark.parametrize('chunk, block', [(1, 1), (5, 2), (2, 8), (8, 3)])
+def test_prompts_and_images_at_a_time_change_nothing(chunk, block):
+  model, params = cached_make('all')
+  tokens, prompts = (np.concatenate([x, x[::-1] + 1, 2 * x[:1]]) for x in random_tokens(2, 5))  # five images
+  want = _compiled_blocks(model, params, tokens, prompts, None)
+  got = _compiled_blocks(model, params, tokens, prompts, chunk, block)
+  np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-5)
 
 
 def corner_code(x, y, *, grid):
