@@ -11,6 +11,13 @@ def add_verbs(verbs) -> None:
   ).add_subparsers(dest='format', required=True, metavar='FORMAT')
   _coco(formats.add_parser('coco', help="COCO's instances or panoptic boxes, and captions",
                            description='Repeat --split --images --instances --captions for several splits, in order.'))
+  _lvis(formats.add_parser('lvis', help="LVIS v1's boxes on COCO's images",
+                           description='Repeat --split --images --annotations for several splits, in order. Category '
+                                       'frequencies and negative sets are kept for evaluation.'))
+  _objects365(formats.add_parser('objects365', help="Objects365 v2's boxes",
+                                 description='Repeat --split --images --annotations for several splits, in order.'))
+  _open_images(formats.add_parser('open-images', help="Open Images V7's boxes, and Localized Narratives as captions",
+                                  description='Repeat --split --images --boxes for several splits, in order.'))
   _coco(verbs.add_parser('import-coco', help='the same as `import coco`'))
 
 
@@ -65,4 +72,54 @@ def _coco(parser):
     from cloc_jax.data.importers import coco
     sources = [coco.CocoSource(**flags) for flags in _per_split(args, 'images', 'instances', 'panoptic', 'captions')]
     return _run(args, coco.Coco(tuple(sources), name=args.name, stuff=args.stuff, trust_boxes=args.trust_boxes))
+  parser.set_defaults(run=run)
+
+
+def _lvis(parser):
+  _coco_layout(parser, 'lvis', 'Lvis', images='the folder of train2017 and val2017', captions=True)
+
+
+def _objects365(parser):
+  _coco_layout(parser, 'objects365', 'Objects365', images='the folder of patch0, patch1, …', captions=False)
+
+
+def _coco_layout(parser, module, kind, *, images, captions):
+  """A format in COCO's layout whose importer is importers.MODULE.KIND."""
+  parser.add_argument('--split', action='append', metavar='NAME', help='default: train')
+  parser.add_argument('--images', action='append', required=True, metavar='DIR', help=images)
+  parser.add_argument('--annotations', action='append', required=True, metavar='FILE.json')
+  if captions:
+    parser.add_argument('--captions', action='append', metavar='FILE.json', help="COCO's, for the same images")
+  _add_trust_boxes(parser)
+  _add_common(parser, name=module)
+
+  def run(args):
+    import importlib
+    from cloc_jax.data.importers import coco
+    sources = [coco.CocoSource(split=flags['split'], images=flags['images'], instances=flags['annotations'],
+                               captions=flags.get('captions'))
+               for flags in _per_split(args, 'images', 'annotations', *(['captions'] if captions else []))]
+    importer = getattr(importlib.import_module(f'cloc_jax.data.importers.{module}'), kind)
+    return _run(args, importer(tuple(sources), name=args.name, trust_boxes=args.trust_boxes))
+  parser.set_defaults(run=run)
+
+
+def _open_images(parser):
+  parser.add_argument('--split', action='append', metavar='NAME', help='default: train')
+  parser.add_argument('--images', action='append', required=True, metavar='DIR')
+  parser.add_argument('--boxes', action='append', required=True, metavar='FILE.csv', help='…-annotations-bbox.csv')
+  parser.add_argument('--narratives', action='append', metavar='FILES',
+                      help='…_localized_narratives….jsonl; several with a comma between')
+  parser.add_argument('--classes', required=True, metavar='FILE.csv', help='…-class-descriptions-boxable.csv')
+  _add_trust_boxes(parser)
+  _add_common(parser, name='open_images')
+
+  def run(args):
+    from cloc_jax.data.importers import open_images
+    sources = []
+    for flags in _per_split(args, 'images', 'boxes', 'narratives'):
+      files = flags.pop('narratives')
+      sources.append(open_images.OpenImagesSource(**flags, narratives=tuple(files.split(',')) if files else ()))
+    return _run(args, open_images.OpenImages(tuple(sources), classes=args.classes, name=args.name,
+                                             trust_boxes=args.trust_boxes))
   parser.set_defaults(run=run)

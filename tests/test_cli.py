@@ -47,7 +47,7 @@ def stopped(argv):
                 '--region-embedding {model,crop}', '--out DIR']),
     (['report'], ['--workdir DIR', '--out FILE', '--images']),
     (['data'], ['scenes', 'import', 'inspect']),
-    (['data', 'import'], ['FORMAT', 'coco']),
+    (['data', 'import'], ['FORMAT', 'coco', 'lvis', 'objects365', 'open-images']),
     (['data', 'scenes'], ['--out DIR', '--train', '--val', '--unseen', '--size', '--seed', '--sprites SPEC',
                           '--preset {full,local}', '--encoding {jpeg,png}', '--num-workers', '--overwrite']),
     (['data', 'import', 'coco'], ['--split NAME', '--images DIR', '--instances FILE.json', '--captions FILE.json',

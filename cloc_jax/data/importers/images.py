@@ -59,6 +59,7 @@ class Piece:
   boxes: (m, 4) xyxy; pixels, or fractions where `normalised`. skip: (m,) index into `reasons` of why a box is not
   imported; 0 for those that are.
   caption_image, captions: (c,).
+  list_name: what the source calls its list of boxes: examples are named 'image 139, annotations[7]'.
   """
   folder: str
   ids: Texts
@@ -74,6 +75,7 @@ class Piece:
   categories: tuple[str, ...]
   source: str
   reasons: tuple[str, ...] = ('', 'crowd')
+  list_name: str = 'annotations'
   search: bool = False
   normalised: bool = False
 
@@ -81,7 +83,7 @@ class Piece:
 class Table:
   """Gathers one split's images, boxes and captions, in any order, and cuts them into tasks.
 
-  list_name: what the source calls its list of boxes: examples are named 'image 139, annotations[7]'.
+  list_name: see Piece.
   """
 
   def __init__(self, *, list_name: str = 'annotations'):
@@ -191,11 +193,12 @@ class Table:
           folder=os.fspath(folder), ids=self._ids.take(rows), names=self._names.take(rows), sizes=sizes[begin:end],
           box_image=box_image[b0:b1] - begin, box_place=chosen, boxes=boxes[chosen], category=category[chosen],
           skip=skip[chosen], caption_image=caption_image[c0:c1] - begin,
-          captions=self._captions.take(of_caption[c0:c1].tolist()), categories=names, **piece)))
+          captions=self._captions.take(of_caption[c0:c1].tolist()), categories=names,
+          list_name=self._list_name, **piece)))
     return found
 
 
-def read_piece(piece: Piece, report: counts_lib.Counts, *, list_name: str = 'annotations') -> Iterator[schema.Example]:
+def read_piece(piece: Piece, report: counts_lib.Counts) -> Iterator[schema.Example]:
   """The examples of a piece: sound images, boxes cut to them, captions with words; all else counted."""
   for i in range(len(piece.ids)):
     b0, b1 = np.searchsorted(piece.box_image, [i, i + 1])
@@ -213,7 +216,7 @@ def read_piece(piece: Piece, report: counts_lib.Counts, *, list_name: str = 'ann
     if not piece.normalised:
       boxes = box_lib.normalize(boxes, height=height, width=width)
     boxes, keep = sound_boxes(
-        boxes, report, label=lambda j, i=image_id, b0=b0: f'image {i}, {list_name}[{piece.box_place[b0 + j]}]',
+        boxes, report, label=lambda j, i=image_id, b0=b0: f'image {i}, {piece.list_name}[{piece.box_place[b0 + j]}]',
         skip=[piece.reasons[s] for s in piece.skip[b0:b1]])
     regions = []
     for j in np.flatnonzero(keep):
