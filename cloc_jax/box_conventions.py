@@ -2,8 +2,8 @@
 
 A box fits a convention if, read by it, it has a positive size and lies in its image. Boxes of the promised convention
 nearly all fit; read by a wrong one, many do not: widths taken for right edges end left of where they begin, right edges
-taken for widths end outside. What fits its promise is believed: boxes of square images in yxyx, and thousandths in images
-of about a thousand pixels, cannot be told from the promise by geometry.
+taken for widths end outside. What fits its promise is believed: geometry cannot tell xyxy from yxyx in square images,
+nor pixels from thousandths in images of about a thousand pixels.
 """
 import dataclasses
 
@@ -60,7 +60,7 @@ def fits(boxes: np.ndarray, convention: str, *, sizes: np.ndarray) -> np.ndarray
     sizes: (n, 2), height and width of each box's image in pixels.
 
   Returns:
-    (n,) bool. Boxes that all lie in the unit square are no pixels and no thousandths, see `recognise`.
+    (n,) bool.
   """
   order, unit = convention.split(' ')
   boxes = np.asarray(boxes, np.float64)
@@ -93,16 +93,17 @@ def recognise(boxes: np.ndarray, *, sizes: np.ndarray, promised: str) -> Verdict
   boxes, sizes = boxes[sound], sizes[sound]
   if len(boxes) < MIN_BOXES:
     return Verdict(promised, 1.0, '', 0.0, 'as promised', len(boxes))
-  small = (np.abs(boxes) <= 1 + _SLACK).all(-1)
-  fit = {name: fits(boxes, name, sizes=sizes) & (small if name.endswith('normalised') else ~small)
-         for name in CONVENTIONS}
-  # A few tiny pixel boxes in the corner are no sign of fractions.
+  # Boxes about the unit square are fractions, though as pixels they would lie in any image's corner; unless they are
+  # so few that they are just tiny.
+  small = (np.abs(boxes) <= 2).all(-1)
+  fit = {name: fits(boxes, name, sizes=sizes) & (name.endswith('normalised') | ~small) for name in CONVENTIONS}
   if small.mean() < _MIXED and not promised.endswith('normalised'):
     fit[promised] = fits(boxes, promised, sizes=sizes)
   kept = float(fit[promised].mean())
-  # Thousandths forgive much in images of a few hundred pixels: they must show themselves by reaching out of them.
-  others = [name for name in CONVENTIONS if name != promised and not (
-      name.endswith('0-1000') and fits(boxes, name.replace('0-1000', 'pixels'), sizes=sizes).mean() > 1 - _REACH)]
+  # Thousandths forgive much in images of a few hundred pixels: they must show themselves by reaching out of them, and
+  # the promise must fail.
+  others = [name for name in CONVENTIONS if name != promised and not (name.endswith('0-1000') and (
+      kept > _FITS or fits(boxes, name.replace('0-1000', 'pixels'), sizes=sizes).mean() > 1 - _REACH))]
   broken = ~fit[promised]
   best = max(others, key=lambda name: fit[name].mean())
   share = float(fit[best].mean())

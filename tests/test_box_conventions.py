@@ -78,6 +78,14 @@ def test_annotators_mistakes_are_no_other_convention():
   assert conventions.recognise(boxes, sizes=sizes, promised='xywh pixels').kind == 'as promised'
 
 
+@pytest.mark.parametrize('promised', ['xyxy normalised', 'xywh normalised', 'xywh pixels', 'xyxy pixels'])
+def test_boxes_that_reach_far_out_of_their_image_are_no_other_convention(promised):
+  xyxy, sizes = random_boxes(8, 3000)
+  xyxy[:150, 2] = 1.2 * sizes[:150, 1]
+  verdict = conventions.recognise(write(xyxy, sizes, promised), sizes=sizes, promised=promised)
+  assert verdict.kind == 'as promised' and verdict.kept == 0.95
+
+
 def test_nonsense_is_said_to_be_nonsense():
   boxes = np.random.default_rng(5).uniform(0, 5000, (500, 4))
   with pytest.raises(ValueError, match='file.json: no known convention fits.*Are the image sizes right'):

@@ -1,8 +1,9 @@
 """Panoptic COCO, LVIS v1 and Objects365 v2: small samples in the published layouts.
 
 Layouts: cocodataset.org/#format-data (panoptic: segments_info with boxes, isthing of categories); LVIS v1:
-lvisdataset.org/dataset, and the entries in MMDetection's tests of its LVIS reader (coco_url instead of file_name, neg_category_ids, not_exhaustive_category_ids, frequency, synonyms, synset);
-Objects365 v2: file names such as 'images/v2/patch16/objects365_v2_00900461.jpg', unpacked to 'patch16/…'.
+lvisdataset.org/dataset, and the entries in MMDetection's tests of its LVIS reader (coco_url instead of file_name,
+neg_category_ids, not_exhaustive_category_ids, frequency, synonyms, synset); Objects365 v2: file names such as
+'images/v2/patch16/objects365_v2_00900461.jpg', unpacked to 'patch16/…'.
 """
 import copy
 import json
@@ -41,7 +42,8 @@ def write(path, content):
 @pytest.fixture(name='panoptic')
 def panoptic_fixture(tmp_path):
   picture(tmp_path / 'images' / '000000000139.jpg')
-  return coco.CocoSource(split='train', images=tmp_path / 'images', panoptic=write(tmp_path / 'panoptic_train2017.json', {
+  path = tmp_path / 'panoptic_train2017.json'
+  return coco.CocoSource(split='train', images=tmp_path / 'images', panoptic=write(path, {
       'info': {}, 'licenses': [],
       'images': [{'id': 139, 'file_name': '000000000139.jpg', 'height': 40, 'width': 80}],
       'annotations': [{'image_id': 139, 'file_name': '000000000139.png', 'segments_info': [
@@ -76,11 +78,12 @@ def test_a_bad_segment_is_named(panoptic, tmp_path):
 LVIS = {
     'info': {}, 'licenses': [{'id': 1, 'name': 'CC BY-NC-SA', 'url': 'http://x'}],
     'images': [
-        {'id': 391895, 'coco_url': 'http://images.cocodataset.org/train2017/000000391895.jpg', 'height': 40, 'width': 80,
-         'neg_category_ids': [7, 3], 'not_exhaustive_category_ids': [5]},
+        {'id': 391895, 'coco_url': 'http://images.cocodataset.org/train2017/000000391895.jpg', 'height': 40,
+         'width': 80, 'neg_category_ids': [7, 3], 'not_exhaustive_category_ids': [5]},
         {'id': 139, 'coco_url': 'http://images.cocodataset.org/val2017/000000000139.jpg', 'height': 40, 'width': 80,
          'neg_category_ids': [], 'not_exhaustive_category_ids': []}],
-    'annotations': [{'id': 1, 'image_id': 139, 'category_id': 3, 'bbox': [8, 10, 16, 20], 'area': 9, 'segmentation': []}],
+    'annotations': [
+        {'id': 1, 'image_id': 139, 'category_id': 3, 'bbox': [8, 10, 16, 20], 'area': 9, 'segmentation': []}],
     'categories': [
         {'id': 7, 'name': 'bow_(weapon)', 'synonyms': ['bow_(weapon)'], 'synset': 'bow.n.04', 'frequency': 'r',
          'def': 'a weapon for shooting arrows', 'image_count': 2, 'instance_count': 2},

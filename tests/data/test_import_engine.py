@@ -1,4 +1,4 @@
-"""The import engine with a made-up importer: same bytes by any number of workers, taken up again, everything counted."""
+"""The import engine with a made-up importer: the same bytes by any number of workers, taken up again, all counted."""
 from collections.abc import Iterator
 import dataclasses
 import json

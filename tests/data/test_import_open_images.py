@@ -1,5 +1,8 @@
-"""Open Images V7: box files, class descriptions and narratives as storage.googleapis.com/openimages/web/download_v7.html
-and google.github.io/localized-narratives/file-formats.html show them (the first lines of the real files, in part)."""
+"""Open Images V7: small files in the published layout.
+
+storage.googleapis.com/openimages/web/download_v7.html shows box files (the lines below are its own, but for one) and
+class descriptions, google.github.io/localized-narratives/file-formats.html narratives.
+"""
 import json
 
 import numpy as np
@@ -65,7 +68,8 @@ def test_boxes_and_narratives(oi, images_per_shard, header):
   found = engine.run(oi.importer(images_per_shard=images_per_shard), out=oi.root / 'out')['train']
   got = records(oi.root / 'out')
   assert [r.image_id for r in got] == ['0001eeaf4aed83f9', '000595fe6fee6369', '00075905539074f2', '000a1249af2bc5f0']
-  assert [[r.caption for r in record.regions] for record in got] == [['airplane'], ['fruit'], ['man'], ['clothing, worn']]
+  assert [[r.caption for r in record.regions] for record in got] == [
+      ['airplane'], ['fruit'], ['man'], ['clothing, worn']]
   np.testing.assert_allclose(got[1].regions[0].box, [0.1, 0.25, 0.3, 0.75], rtol=1e-6)
   assert (got[1].height, got[1].width, got[2].captions) == (40, 80, ('In this image رجل.',))
   assert found.examples('boxes', 'dropped', 'crowd') == ['image 000595fe6fee6369, line[3]']
@@ -123,6 +127,7 @@ def test_the_verb(oi, capsys):
   oi.narratives = [{'image_id': '00075905539074f2', 'caption': 'A man.'}]
   oi.importer()
   argv = ['data', 'import', 'open-images', '--images', oi.root / 'train', '--boxes', oi.root / 'boxes.csv', '--classes',
-          oi.root / 'classes.csv', '--narratives', oi.root / 'narratives.jsonl', '--out', oi.root / 'out', '--workers', 1]
+          oi.root / 'classes.csv', '--narratives', oi.root / 'narratives.jsonl', '--out', oi.root / 'out', '--workers',
+          1]
   assert cli.main([str(arg) for arg in argv]) == 0
   assert 'boxes dropped: crowd' in capsys.readouterr().out and records(oi.root / 'out')[2].captions == ('A man.',)

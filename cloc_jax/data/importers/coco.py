@@ -93,7 +93,7 @@ class Coco(engine.Importer):
       (self._read_instances if source.instances is not None else self._read_panoptic)(table, source)
       if source.captions is not None:
         self._read_captions(table, source)
-      for item in json_stream.items(source.boxes, 'licenses', optional=True):
+      for item in json_stream.value(source.boxes, 'licenses', ()):  # COCO's stand before the long lists
         self._licenses[str(item.get('name', ''))] = str(item.get('url', ''))
       found[source.split] = table.tasks(
           folder=pathlib.Path(source.images).expanduser(), category_names=self._categories, promised='xywh pixels',

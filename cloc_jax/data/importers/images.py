@@ -93,7 +93,7 @@ class Table:
     self._listed = array.array('q')  # row of each listed image, in order
     self._row_listed = array.array('q')  # its reverse; -1 for a row without an image
     self._ids, self._names, self._sizes = Texts(), Texts(), array.array('i')
-    self._box_row, self._category, self._skip = array.array('q'), array.array('q'), array.array('b')
+    self._box_row, self._category, self._skip = array.array('q'), array.array('i'), array.array('b')
     self._boxes = array.array('f')
     self._caption_row, self._captions = array.array('q'), Texts()
 
@@ -153,14 +153,11 @@ class Table:
     Raises:
       ValueError: naming the box of an unknown category, or a convention that the boxes do not keep.
     """
-    listed = np.array(self._row_listed, np.int64)
-    box_image = listed[np.array(self._box_row, np.int64)] if self._box_row else np.zeros(0, np.int64)
-    caption_image = listed[np.array(self._caption_row, np.int64)] if self._caption_row else np.zeros(0, np.int64)
-    boxes = np.array(self._boxes, np.float32).reshape(-1, 4)
-    skip = np.array(self._skip, np.int8)
-    sizes = np.array(self._sizes, np.int32).reshape(-1, 2)
-    keys = np.array(sorted(category_names), np.int64)
-    raw = np.array(self._category, np.int64)
+    listed = _view(self._row_listed)
+    box_image, caption_image = listed[_view(self._box_row)], listed[_view(self._caption_row)]
+    boxes, sizes = _view(self._boxes).reshape(-1, 4), _view(self._sizes).reshape(-1, 2)
+    raw, skip = _view(self._category), _view(self._skip)
+    keys = np.array(sorted(category_names), raw.dtype)
     category = np.searchsorted(keys, raw)
     unknown = np.flatnonzero(keys[np.minimum(category, len(keys) - 1)] != raw if len(keys) else np.ones(len(raw), bool))
     if unknown.size:
@@ -196,6 +193,11 @@ class Table:
           captions=self._captions.take(of_caption[c0:c1].tolist()), categories=names,
           list_name=self._list_name, **piece)))
     return found
+
+
+def _view(values):
+  """An array.array's memory as a NumPy array."""
+  return np.frombuffer(values, dtype=values.typecode) if values else np.zeros(0, values.typecode)
 
 
 def read_piece(piece: Piece, report: counts_lib.Counts) -> Iterator[schema.Example]:

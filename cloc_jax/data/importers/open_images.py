@@ -1,10 +1,10 @@
 """Open Images V7's boxes (CSV) → a region-text data set, with Localized Narratives as captions.
 
-A box file has one line a box, grouped by image, `ImageID,Source,LabelName,Confidence,XMin,XMax,YMin,YMax,…` in fractions
-of the image; `*-class-descriptions-boxable.csv` names the labels. Sizes are not given: images say them. The file is
-streamed: a task is a range of its bytes, and its lines are read by whoever does the task.
-Sources: storage.googleapis.com/openimages/web/download_v7.html (layout); Kuznetsova et al., *The Open Images Dataset V4*,
-2020; Pont-Tuset et al., *Connecting Vision and Language with Localized Narratives*, 2020.
+A box file has one line a box, grouped by image, `ImageID,Source,LabelName,Confidence,XMin,XMax,YMin,YMax,…` in
+fractions of the image; `*-class-descriptions-boxable.csv` names the labels. Sizes are not given: images say them. The
+file is streamed: a task is a range of its bytes, and its lines are read by whoever does the task.
+Sources: storage.googleapis.com/openimages/web/download_v7.html (layout); Kuznetsova et al., *The Open Images Dataset
+V4*, 2020; Pont-Tuset et al., *Connecting Vision and Language with Localized Narratives*, 2020.
 """
 from collections.abc import Iterator
 import csv
