@@ -1,5 +1,6 @@
 """`cloc data import FORMAT`: the flags of every format, and the importer they make."""
 import os
+import sys
 
 
 def add_verbs(verbs) -> None:
@@ -40,8 +41,12 @@ def _add_trust_boxes(parser):
 
 def _run(args, importer) -> int:
   from cloc_jax.data.importers import counts, engine
-  found = engine.run(importer, out=args.out, workers=args.workers, overwrite=args.overwrite,
-                     allow_missing=args.allow_missing, max_error_share=args.max_error_share, progress=True)
+  try:
+    found = engine.run(importer, out=args.out, workers=args.workers, overwrite=args.overwrite,
+                       allow_missing=args.allow_missing, max_error_share=args.max_error_share, progress=True)
+  except KeyboardInterrupt:
+    print(f'interrupted; the same command goes on with {args.out}.incomplete', file=sys.stderr)
+    return 130
   print(counts.table(found))
   print(args.out)
   return 0

@@ -166,6 +166,15 @@ def test_coco_is_imported(coco_mini, tmp_path, capsys):
   assert out.splitlines()[-1] == str(tmp_path / 'coco') and str(count) in out
 
 
+def test_an_interrupted_import_says_how_to_go_on(tmp_path, capsys, monkeypatch):
+  def interrupted(*args, **kwargs):
+    raise KeyboardInterrupt
+  monkeypatch.setattr('cloc_jax.data.importers.engine.run', interrupted)
+  argv = ['data', 'import', 'coco', '--out', str(tmp_path / 'coco'), '--images', str(tmp_path), '--instances', 'i.json']
+  assert cli.main(argv) == 130
+  assert f'the same command goes on with {tmp_path / "coco"}.incomplete' in capsys.readouterr().err
+
+
 # --- a checkpoint's verbs
 
 
