@@ -182,6 +182,32 @@ def test_a_missing_key_is_named_with_its_file_and_place(coco, path, message):
     import_coco([coco.source()], out=coco.root / 'out')
 
 
+@pytest.mark.parametrize('key, value, message', [
+    ('file_name', 5, r"images\[1\]: 'file_name' must be a file's name, got 5"),
+    ('height', None, r'images\[1\]: expected height and width in whole pixels, got None and 80'),
+    ('id', 1, "images\\[1\\]: image id 1 is there twice: as '001.png' and as '002.png'")])
+def test_bad_images_are_named(coco, key, value, message):
+  coco.instances['images'][1][key] = value
+  with pytest.raises(ValueError, match=message):
+    import_coco([coco.source()], out=coco.root / 'out')
+
+
+def test_an_image_listed_twice_is_imported_once(coco):
+  coco.instances['images'].append(dict(coco.instances['images'][0]))
+  report = import_coco([coco.source()], out=coco.root / 'out')['train']
+  assert len(records(coco.root / 'out')) == 2 and report.of('images') == 3
+  assert report.of('images', 'dropped', 'listed twice') == 1
+
+
+def test_captions_of_any_script_and_keys_in_any_order(coco):
+  texts = ['كلب يركض', 'שני כלבים', 'ein Hündchen 🐕']
+  coco.captions['annotations'] = [caption(2, text) for text in texts]
+  coco.instances['annotations'] = [annotation(2, [8, 10, 16, 20])]
+  coco.instances = dict(sorted(coco.instances.items()))  # annotations and categories before images
+  import_coco([coco.source()], out=coco.root / 'out')
+  assert records(coco.root / 'out')[1].captions == tuple(texts) and len(records(coco.root / 'out')[1].regions) == 1
+
+
 def test_a_missing_key_of_the_captions_is_named(coco):
   coco.captions['annotations'] = [{'image_id': 1, 'text': 'one'}]
   with pytest.raises(ValueError, match=r"captions_train.json: annotations\[0\]: no key 'caption'; found \['image_id'"):

@@ -2,6 +2,7 @@
 from collections.abc import Iterator
 import dataclasses
 import json
+import os
 import pathlib
 import subprocess
 import sys
@@ -24,7 +25,8 @@ PIXELS = encode_png(np.zeros((4, 6, 3), np.uint8))
 class Numbers(engine.Importer):
   """`tasks` tasks of `size` images named by their number; `folder` holds what they read and what they leave behind.
 
-  A file NUMBER.missing makes that image missing; a file `stop` makes task 2 fail; task `empty` has no images.
+  A file NUMBER.missing makes that image missing; a file `stop` makes task 2 fail, a file `die` ends its process; task
+  `empty` has no images.
   """
   folder: str
   tasks: int = 4
@@ -50,6 +52,8 @@ class Numbers(engine.Importer):
       log.write(f'{task.label}\n')
     if task.payload == 2 and (folder / 'stop').exists():
       raise ValueError('index: number 2 is bad')
+    if task.payload == 2 and (folder / 'die').exists():
+      os._exit(1)
     for i in range(0 if task.payload == self.empty else self.size):
       number = self.size * task.payload + i
       flag = folder / f'{number}.missing'
@@ -131,6 +135,17 @@ def test_a_worker_that_fails_names_its_error_and_keeps_the_rest(importer, tmp_pa
   stop.unlink()
   engine.run(importer, out=tmp_path / 'out')
   assert 'task 2' in (second := log(importer)) and not first & set(second) and first
+
+
+@pytest.mark.slow
+def test_a_worker_that_dies_is_told_of(importer, tmp_path):
+  die = pathlib.Path(importer.folder) / 'die'
+  die.write_text('')
+  with pytest.raises(RuntimeError, match='a worker process died .*kept in .*out.incomplete: run the same again'):
+    engine.run(importer, out=tmp_path / 'out', workers=2)
+  die.unlink()
+  engine.run(importer, out=tmp_path / 'out')
+  assert len(ids(tmp_path / 'out')) == 12
 
 
 def test_a_half_written_shard_is_written_again(importer, tmp_path):

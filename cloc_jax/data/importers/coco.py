@@ -123,7 +123,10 @@ class Coco(engine.Importer):
 
   def file_name(self, item: dict, *, where: str) -> str:
     """An image's file name, relative to the source's folder."""
-    return json_stream.get(item, 'file_name', where=where)
+    name = json_stream.get(item, 'file_name', where=where)
+    if not isinstance(name, str) or not name:
+      raise ValueError(f"{where}: 'file_name' must be a file's name, got {name!r}")
+    return name
 
   def note_image(self, item: dict, source: CocoSource) -> None:
     """Called with every image's entry, for what a format says of images beside their size."""

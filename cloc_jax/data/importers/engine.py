@@ -139,7 +139,7 @@ def run(importer: Importer, *, out: str | os.PathLike, workers: int = 0, overwri
 
 def _finish(folder, out, *, meta, splits, done, counts):
   """Shards that hold something → the data set at `out`. `folder` stays as it is, should this be interrupted."""
-  scratch = out.parent / f'.{out.name}.{os.getpid()}.incomplete'
+  scratch = out.parent / f'.{out.name}.finishing'  # one process holds the lock, so one name does
   shutil.rmtree(scratch, ignore_errors=True)
   scratch.mkdir()
   try:
