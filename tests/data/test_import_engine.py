@@ -17,6 +17,7 @@ from cloc_jax.data import schema
 from cloc_jax.data import sources
 from cloc_jax.data.importers import counts as counts_lib
 from cloc_jax.data.importers import engine
+from cloc_jax.data.importers import progress
 
 PIXELS = encode_png(np.zeros((4, 6, 3), np.uint8))
 
@@ -287,7 +288,7 @@ def test_two_imports_into_one_folder(importer, tmp_path):
 
 
 def test_progress_is_shown_in_lines_where_there_is_no_terminal(importer, tmp_path, capsys, monkeypatch):
-  monkeypatch.setattr(engine, '_SECONDS_BETWEEN_LINES', -1)
+  monkeypatch.setattr(progress, '_SECONDS_BETWEEN_LINES', -1)
   monkeypatch.setattr(time, 'monotonic', iter(range(0, 1000)).__next__)
   engine.run(importer, out=tmp_path / 'out', progress=True)
   lines = capsys.readouterr().err.splitlines()

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 import pytest
 
 from cloc_jax.data.importers import json_stream
+from cloc_jax.data.importers import progress
 
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers(-2**60, 2**60) | st.floats(-1e9, 1e9) | st.text(),
@@ -83,3 +84,18 @@ def test_memory_is_that_of_one_item(tmp_path):
   done = subprocess.run([sys.executable, '-c', code, str(path)], capture_output=True, text=True, check=True)
   count, grown = map(int, done.stdout.split())
   assert count == 180_000 and path.stat().st_size > 50e6 and grown < 8 * 1024  # KiB
+
+
+@pytest.mark.parametrize('terminal', [True, False])
+def test_reading_a_big_file_is_shown_when_asked(tmp_path, monkeypatch, capsys, terminal):
+  path = tmp_path / 'a.json'
+  path.write_text(json.dumps({'a': [1, 2, 3]}))
+  monkeypatch.setattr('sys.stderr.isatty', lambda: terminal)
+  assert list(json_stream.items(path, 'a')) == [1, 2, 3]
+  with progress.shown(True):
+    assert list(json_stream.items(path, 'a')) == [1, 2, 3]
+    assert capsys.readouterr().err == ''
+    monkeypatch.setattr(progress, '_BIG', 0)
+    assert list(json_stream.items(path, 'a')) == [1, 2, 3]
+  err = capsys.readouterr().err
+  assert ('a.json: a: ' in err) if terminal else (err == 'a.json: reading a in 0.0 GB\n')

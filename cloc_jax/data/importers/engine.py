@@ -15,20 +15,16 @@ import pathlib
 import pickle
 import shutil
 import signal
-import sys
 import threading
-import time
 from typing import Any
-
-import tqdm
 
 from cloc_jax.data import schema
 from cloc_jax.data.importers import counts as counts_lib
+from cloc_jax.data.importers import progress as progress_lib
 
 LAYOUT = 1  # of the unfinished folder: raised when shards begun by an older version must not be mixed in
 _FINGERPRINT = 'fingerprint.json'
 _NAMED = 10
-_SECONDS_BETWEEN_LINES = 30
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,7 +107,8 @@ def run(importer: Importer, *, out: str | os.PathLike, workers: int = 0, overwri
   folder.mkdir(parents=True, exist_ok=True)
   with _alone(folder):
     _check_fingerprint(folder, _fingerprint(importer), overwrite=overwrite)
-    splits = importer.splits()
+    with progress_lib.shown(progress):
+      splits = importer.splits()
     schema.check_names(meta=importer.meta(), splits=splits)
     jobs = [(split, index, task) for split, tasks in splits.items() for index, task in enumerate(tasks)]
     errors = _Errors(jobs, share=float('inf') if allow_missing else max_error_share, folder=folder)
@@ -121,7 +118,8 @@ def run(importer: Importer, *, out: str | os.PathLike, workers: int = 0, overwri
       if sidecar is not None:
         done[split, index] = sidecar
         errors.add(sidecar)
-    with _Progress(jobs, done, show=progress) as bar:
+    sizes = {(split, index): task.images for split, index, task in jobs}
+    with progress_lib.Tasks(sizes, done=done, show=progress) as bar:
       for key, sidecar in _work(payload, [job for job in jobs if job[:2] not in done], folder, workers=workers):
         done[key] = sidecar
         bar.advance(key)
@@ -346,36 +344,3 @@ class _Errors:
     raise (FileNotFoundError if missing else ValueError)(
         f'{len(self._lost)} of {total} images{so_far} are missing or unreadable, more than {self._share:.1%}. '
         f'--allow-missing leaves them out. What was read is kept in {self._folder}.\n  ' + '\n  '.join(named) + more)
-
-
-class _Progress:
-  """Rate and ETA on stderr: a bar on a terminal, else a line now and then. Counts images, or tasks if it must."""
-
-  def __init__(self, jobs, done, *, show):
-    by_image = all(task.images is not None for _, _, task in jobs)
-    self._sizes = {(split, index): task.images if by_image else 1 for split, index, task in jobs}
-    total = sum(self._sizes.values())
-    ready = sum(size for key, size in self._sizes.items() if key in done)
-    terminal, self._unit = sys.stderr.isatty(), 'image' if by_image else 'shard'
-    self._bar = tqdm.tqdm(total=total, initial=ready, unit=self._unit, smoothing=0.05,
-                          disable=not (show and terminal))
-    self._show_lines = show and not terminal
-    self._done, self._ready, self._total = ready, ready, total
-    self._began = self._said = time.monotonic()
-
-  def __enter__(self):
-    return self
-
-  def __exit__(self, *_):
-    self._bar.close()
-
-  def advance(self, key):
-    step = self._sizes[key]
-    self._done += step
-    self._bar.update(step)
-    now = time.monotonic()
-    if self._show_lines and now - self._said > _SECONDS_BETWEEN_LINES:
-      self._said = now
-      rate = (self._done - self._ready) / (now - self._began)
-      left = (self._total - self._done) / rate / 60
-      print(f'{self._done:,} of {self._total:,} {self._unit}s, {rate:,.0f}/s, {left:.0f} min left', file=sys.stderr)

@@ -11,6 +11,8 @@ from typing import Any
 
 import ijson
 
+from cloc_jax.data.importers import progress
+
 _CHUNK = 1 << 18
 
 
@@ -28,9 +30,10 @@ def items(path: str | os.PathLike, key: str, *, optional: bool = False) -> Itera
   with open(path, 'rb') as file:
     _check_object(path, file)
     try:
-      for item in ijson.items(file, f'{key}.item', use_float=True, buf_size=_CHUNK):
-        yield item
-        count += 1
+      with progress.reading(file, path=path, what=key) as shown:
+        for item in ijson.items(shown, f'{key}.item', use_float=True, buf_size=_CHUNK):
+          yield item
+          count += 1
     except (ijson.JSONError, UnicodeDecodeError) as error:
       raise _broken(path, file, error, where=f'{key}[{count}]' if count else 'its beginning') from error
   if not count:
