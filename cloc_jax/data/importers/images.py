@@ -1,7 +1,7 @@
 """A table of images with boxes and captions in compact arrays, cut into tasks; and the reading of image files.
 
-For formats whose annotations are one big file: a box takes 29 bytes while they are read, and about twice that while they
-are cut into tasks, where a dictionary of it takes a kilobyte.
+For formats whose annotations are one big file: a box takes 29 bytes while they are read, and about three times that
+while they are cut into tasks, where a dictionary of it takes a kilobyte.
 """
 import array
 from collections.abc import Callable, Iterator, Sequence
