@@ -31,6 +31,7 @@ setup(
         'tensorboardX>=2.6',
         'tqdm>=4.66',
         'absl-py>=2.1',
+        'ijson>=3.4',                   # annotation files of gigabytes, read as a stream
     ],
     extras_require={
         'dev': ['pytest>=8', 'hypothesis>=6'],

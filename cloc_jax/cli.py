@@ -7,6 +7,8 @@ import pathlib
 import sys
 import time
 
+from cloc_jax import cli_import
+
 # Errors that the user can mend: shown as one line, without a traceback (--debug shows it).
 _USER_ERRORS = (ValueError, TypeError, KeyError, FileNotFoundError, FileExistsError, PermissionError)
 
@@ -121,17 +123,7 @@ def _add_data_verbs(parser):
   _add_overwrite(scenes)
   scenes.set_defaults(run=_scenes)
 
-  coco = verbs.add_parser('import-coco', help="import COCO's own files",
-                          description='Repeat --split --images --instances --captions for several splits, in order.')
-  coco.add_argument('--split', action='append', metavar='NAME', help='default: train')
-  coco.add_argument('--images', action='append', required=True, metavar='DIR')
-  coco.add_argument('--instances', action='append', required=True, metavar='FILE.json')
-  coco.add_argument('--captions', action='append', metavar='FILE.json')
-  coco.add_argument('--out', required=True, metavar='DIR')
-  coco.add_argument('--name', default='coco')
-  coco.add_argument('--allow-missing', action='store_true', help='go on without missing images; they are counted')
-  _add_overwrite(coco)
-  coco.set_defaults(run=_import_coco)
+  cli_import.add_verbs(verbs)
 
   inspect = verbs.add_parser('inspect', help='draw examples as the model sees them',
                              description='An HTML gallery with boxes and captions drawn after the training transforms.')
@@ -260,22 +252,6 @@ def _scenes(args) -> int:
         sprites=None if args.sprites == 'shapes' else args.sprites, spec=spec, encoding=args.encoding,
         num_workers=args.num_workers, overwrite=args.overwrite, progress=lambda split, written: bar.update(1))
   print(f'{args.out}: {json.dumps(counts)}')
-  return 0
-
-
-def _import_coco(args) -> int:
-  from cloc_jax.data import import_coco
-  splits = args.split or ['train']
-  captions = args.captions or [None] * len(splits)
-  if not len(splits) == len(args.images) == len(args.instances) == len(captions):
-    raise ValueError(f'expected as many --split ({len(splits)}) as --images ({len(args.images)}), --instances '
-                     f'({len(args.instances)}) and --captions ({len(captions)})')
-  sources = [import_coco.CocoSource(split=s, images=i, instances=n, captions=c)
-             for s, i, n, c in zip(splits, args.images, args.instances, captions)]
-  reports = import_coco.import_coco(sources, out=args.out, name=args.name, allow_missing=args.allow_missing,
-                                    overwrite=args.overwrite)
-  print(import_coco.format_report(reports))
-  print(args.out)
   return 0
 
 

@@ -1,4 +1,4 @@
-"""Real photos: a small CLOC on COCO images imported by `cloc data import-coco`. `configs/coco_mini.py:DATASET`.
+"""Real photos: a small CLOC on COCO images imported by `cloc data import coco`. `configs/coco_mini.py:DATASET`.
 
 With a few dozen photos it can only memorise; it shows that the whole path works on real input, end to end.
 """

@@ -46,11 +46,13 @@ def stopped(argv):
     (['eval'], ['--checkpoint DIR', '--data PATH', '--split NAME', '--step', '--batch-size', '--limit', '--pool-limit',
                 '--region-embedding {model,crop}', '--out DIR']),
     (['report'], ['--workdir DIR', '--out FILE', '--images']),
-    (['data'], ['scenes', 'import-coco', 'inspect']),
+    (['data'], ['scenes', 'import', 'inspect']),
+    (['data', 'import'], ['FORMAT', 'coco', 'lvis', 'objects365', 'open-images']),
     (['data', 'scenes'], ['--out DIR', '--train', '--val', '--unseen', '--size', '--seed', '--sprites SPEC',
                           '--preset {full,local}', '--encoding {jpeg,png}', '--num-workers', '--overwrite']),
-    (['data', 'import-coco'], ['--split NAME', '--images DIR', '--instances FILE.json', '--captions FILE.json',
-                               '--out DIR', '--name', '--allow-missing', '--overwrite']),
+    (['data', 'import', 'coco'], ['--split NAME', '--images DIR', '--instances FILE.json', '--captions FILE.json',
+                                  '--panoptic FILE.json', '--stuff', '--out DIR', '--name', '--workers',
+                                  '--allow-missing', '--max-error-share SHARE', '--trust-boxes', '--overwrite']),
     (['data', 'inspect'], ['DATASET', '--split', '--out FILE', '--count', '--image-size', '--regions', '--seed',
                            '--flip']),
 ])
@@ -105,7 +107,7 @@ def test_wrong_arguments(capsys, argv, message):
     (['data', 'scenes', '--out', 'W/s', '--sprites', 'folder:/nowhere'], '/nowhere'),
     (['data', 'inspect', 'DATA', '--split', 'vla'], "no split 'vla'"),
     (['data', 'inspect', '/nowhere/data'], 'no data set at /nowhere/data'),
-    (['data', 'import-coco', '--images', 'a', '--images', 'b', '--instances', 'c', '--out', 'W/c'],
+    (['data', 'import', 'coco', '--images', 'a', '--images', 'b', '--instances', 'c', '--out', 'W/c'],
      'expected as many --split (1) as --images (2)'),
     (['data', 'import-coco', '--images', '/nowhere', '--instances', '/nowhere/i.json', '--out', 'W/c'], '/nowhere'),
 ])
@@ -154,7 +156,7 @@ def test_inspect_draws_a_page(data, tmp_path, capsys):
 
 def test_coco_is_imported(coco_mini, tmp_path, capsys):
   annotations = coco_mini / 'annotations'
-  argv = ['data', 'import-coco', '--out', str(tmp_path / 'coco'), '--split', 'val',
+  argv = ['data', 'import', 'coco', '--out', str(tmp_path / 'coco'), '--split', 'val',
           '--images', str(coco_mini / 'val2017'), '--instances', str(next(annotations.glob('instances_val*.json'))),
           '--captions', str(next(annotations.glob('captions_val*.json')))]
   assert cli.main(argv) == 0
@@ -162,6 +164,15 @@ def test_coco_is_imported(coco_mini, tmp_path, capsys):
   count = len(list((coco_mini / 'val2017').glob('*.jpg')))
   assert schema.read_meta(tmp_path / 'coco').splits == {'val': count}
   assert out.splitlines()[-1] == str(tmp_path / 'coco') and str(count) in out
+
+
+def test_an_interrupted_import_says_how_to_go_on(tmp_path, capsys, monkeypatch):
+  def interrupted(*args, **kwargs):
+    raise KeyboardInterrupt
+  monkeypatch.setattr('cloc_jax.data.importers.engine.run', interrupted)
+  argv = ['data', 'import', 'coco', '--out', str(tmp_path / 'coco'), '--images', str(tmp_path), '--instances', 'i.json']
+  assert cli.main(argv) == 130
+  assert f'the same command goes on with {tmp_path / "coco"}.incomplete' in capsys.readouterr().err
 
 
 # --- a checkpoint's verbs

@@ -405,7 +405,7 @@ def test_quiet_is_quiet_and_worker_processes_change_nothing(config, reference, t
 @pytest.mark.slow
 def test_the_main_job_on_real_photos(coco_mini, base, tmp_path, capsys):
   data, workdir = tmp_path / 'coco', tmp_path / 'run'
-  arguments = ['data', 'import-coco', '--out', str(data)]
+  arguments = ['data', 'import', 'coco', '--out', str(data)]
   for split in ('train', 'val'):
     annotations = coco_mini / 'annotations'
     arguments += ['--split', split, '--images', str(coco_mini / f'{split}2017'),

@@ -4,7 +4,7 @@ On disk a data set is an ordinary TFDS folder of ArrayRecord files: `tfds.builde
 without this project, and `tfds.data_source` decodes its images. It is written here without TensorFlow: a record is a
 `tf.train.Example` message, built directly because TFDS's generic encoder is about twenty times slower.
 """
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 import dataclasses
 import difflib
 import json
@@ -127,7 +127,7 @@ def encode(example: Example) -> bytes:
     feature[name].bytes_list.SetInParent()
   for name in ('regions/box', 'regions/score'):
     feature[name].float_list.SetInParent()
-  return message.SerializeToString()
+  return message.SerializeToString(deterministic=True)  # maps would else be in another order in every process
 
 
 def decode(record: bytes, *, where: str) -> Example:
@@ -213,8 +213,8 @@ def write_dataset(out_dir: str | os.PathLike, *, meta: DatasetMeta, splits: dict
     ValueError, TypeError: on a bad name, a split without examples, or an example that cannot be stored.
   """
   out = pathlib.Path(out_dir).expanduser().absolute()
-  _check_names(meta=meta, splits=splits)
-  _check_target(out, overwrite=overwrite)
+  check_names(meta=meta, splits=splits)
+  check_target(out, overwrite=overwrite)
   out.parent.mkdir(parents=True, exist_ok=True)
   scratch = out.parent / f'.{out.name}.{os.getpid()}.incomplete'
   shutil.rmtree(scratch, ignore_errors=True)  # left by a killed process that had the same id
@@ -223,8 +223,8 @@ def write_dataset(out_dir: str | os.PathLike, *, meta: DatasetMeta, splits: dict
     infos = [
         _write_split(scratch, name=meta.name, split=split, examples=examples, num_shards=num_shards,
                      shard_bytes=shard_bytes, progress=progress) for split, examples in splits.items()]
-    _write_info(scratch, meta=meta, infos=infos)
-    _swap_in(scratch, out)
+    write_info(scratch, meta=meta, infos=infos)
+    swap_in(scratch, out)
   finally:
     shutil.rmtree(scratch, ignore_errors=True)
   return {info.name: info.num_examples for info in infos}
@@ -266,7 +266,8 @@ def check_dataset_dir(path: str | os.PathLike) -> pathlib.Path:
   raise FileNotFoundError(f'no data set at {root}; {hint}')
 
 
-def _check_names(*, meta, splits):
+def check_names(*, meta: DatasetMeta, splits: Iterable[str]) -> None:
+  """Raises ValueError if a name of the data set or of a split would not do in its files' names."""
   if not re.fullmatch(r'[A-Za-z]\w*', meta.name):
     raise ValueError(f'data set name {meta.name!r}: use letters, digits and underscores, a letter first')
   if not splits:
@@ -277,7 +278,8 @@ def _check_names(*, meta, splits):
       raise ValueError(f"split name {split!r}: use letters, digits and underscores, a letter first, and not 'all'")
 
 
-def _check_target(out, *, overwrite):
+def check_target(out: pathlib.Path, *, overwrite: bool) -> None:
+  """Raises FileExistsError if `out` holds anything that a data set must not replace."""
   if not out.exists() or (out.is_dir() and not any(out.iterdir())):
     return
   if not (out / _INFO_FILE).exists():
@@ -291,8 +293,6 @@ def _write_split(root, *, name, split, examples, num_shards, shard_bytes, progre
   if num_shards is not None and not hasattr(examples, '__len__'):
     raise ValueError(f'split {split!r}: num_shards needs examples with a length, got {type(examples).__name__}; '
                      'leave num_shards out and shards are cut by size')
-  template = tfds.core.ShardedFileTemplate(
-      data_dir=root, dataset_name=name, split=split, filetype_suffix='array_record')
   lengths, sizes, writer = [], [], None
   written = 0
   try:
@@ -305,7 +305,7 @@ def _write_split(root, *, name, split, examples, num_shards, shard_bytes, progre
       if full:
         if writer is not None:
           writer.close()
-        writer = array_record_module.ArrayRecordWriter(str(root / f'{split}.{len(lengths)}'), 'group_size:1')
+        writer = shard_writer(root / f'{split}.{len(lengths)}')
         lengths.append(0)
         sizes.append(0)
       writer.write(record)
@@ -317,17 +317,38 @@ def _write_split(root, *, name, split, examples, num_shards, shard_bytes, progre
   finally:
     if writer is not None:
       writer.close()
-  if not written:
-    raise ValueError(f'split {split!r} of data set {name!r} has no examples: a data set without images is of no use')
-  if progress:
+  if progress and written:
     progress(split, written)
-  # The file names carry the number of shards, which a stream tells only at its end.
-  for index in range(len(lengths)):
-    (root / f'{split}.{index}').rename(template.sharded_filepath(shard_index=index, num_shards=len(lengths)))
-  return tfds.core.SplitInfo(name=split, shard_lengths=lengths, num_bytes=sum(sizes), filename_template=template)
+  return finish_split(root, name=name, split=split, num_bytes=sum(sizes),
+                      shards=[(root / f'{split}.{i}', length) for i, length in enumerate(lengths)])
 
 
-def _write_info(root, *, meta, infos):
+def shard_writer(path: str | os.PathLike) -> array_record_module.ArrayRecordWriter:
+  """A writer of one shard; every record can be read alone."""
+  return array_record_module.ArrayRecordWriter(os.fspath(path), 'group_size:1')
+
+
+def finish_split(root: pathlib.Path, *, name: str, split: str, shards: Sequence[tuple[pathlib.Path, int]],
+                 num_bytes: int) -> tfds.core.SplitInfo:
+  """Gives a split's whole shards, [(file, records)] in order, their final names in `root`.
+
+  The names carry the number of shards, which is known only when all are written.
+
+  Raises:
+    ValueError: if there are no shards.
+  """
+  if not shards:
+    raise ValueError(f'split {split!r} of data set {name!r} has no examples: a data set without images is of no use')
+  template = tfds.core.ShardedFileTemplate(
+      data_dir=root, dataset_name=name, split=split, filetype_suffix='array_record')
+  for index, (path, _) in enumerate(shards):
+    path.rename(template.sharded_filepath(shard_index=index, num_shards=len(shards)))
+  return tfds.core.SplitInfo(name=split, shard_lengths=[length for _, length in shards], num_bytes=num_bytes,
+                             filename_template=template)
+
+
+def write_info(root: pathlib.Path, *, meta: DatasetMeta, infos: Sequence[tfds.core.SplitInfo]) -> None:
+  """Writes what makes a folder of named shards a data set."""
   extra = {'format': FORMAT, 'categories': list(meta.categories),
            'unseen_categories': list(meta.unseen_categories), 'extra': meta.extra}
   tfds.folder_dataset.write_metadata(
@@ -335,7 +356,7 @@ def _write_info(root, *, meta, infos):
       description=meta.description, disable_shuffling=True, metadata=tfds.core.MetadataDict({_META_KEY: extra}))
 
 
-def _swap_in(scratch, out):
+def swap_in(scratch: pathlib.Path, out: pathlib.Path) -> None:
   """Puts `scratch` at `out`; the old folder is removed only after the new one has its place."""
   retired = out.parent / f'.{out.name}.{os.getpid()}.old'
   if out.exists():

@@ -1,0 +1,130 @@
+"""`cloc data import FORMAT`: the flags of every format, and the importer they make."""
+import os
+import sys
+
+
+def add_verbs(verbs) -> None:
+  """Adds `import` with a verb for each format, and the older name of COCO's, to the verbs of `cloc data`."""
+  formats = verbs.add_parser(
+      'import', help='other formats → a data set',
+      description='Reads a published format and writes a data set. Interrupted, the same command goes on where it '
+                  'stopped. Everything left out or changed is counted, printed and stored.',
+  ).add_subparsers(dest='format', required=True, metavar='FORMAT')
+  _coco(formats.add_parser('coco', help="COCO's instances or panoptic boxes, and captions",
+                           description='Repeat --split --images --instances --captions for several splits, in order.'))
+  _lvis(formats.add_parser('lvis', help="LVIS v1's boxes on COCO's images",
+                           description='Repeat --split --images --annotations for several splits, in order. Category '
+                                       'frequencies and negative sets are kept for evaluation.'))
+  _objects365(formats.add_parser('objects365', help="Objects365 v2's boxes",
+                                 description='Repeat --split --images --annotations for several splits, in order.'))
+  _open_images(formats.add_parser('open-images', help="Open Images V7's boxes, and Localized Narratives as captions",
+                                  description='Repeat --split --images --boxes for several splits, in order.'))
+  _coco(verbs.add_parser('import-coco', help='the same as `import coco`'))
+
+
+def _add_common(parser, *, name):
+  parser.add_argument('--out', required=True, metavar='DIR', help='the data set to make')
+  parser.add_argument('--name', default=name, help="the data set's own name (default %(default)s)")
+  parser.add_argument('--workers', type=int, default=os.cpu_count() or 1,
+                      help='processes; what is written does not depend on it (default %(default)s)')
+  parser.add_argument('--allow-missing', action='store_true',
+                      help='go on without any number of missing or unreadable images; they are counted')
+  parser.add_argument('--max-error-share', type=float, default=0.01, metavar='SHARE',
+                      help='how many of the images may be missing or unreadable all the same (default %(default)s)')
+  parser.add_argument('--overwrite', action='store_true', help='replace what is there')
+
+
+def _add_trust_boxes(parser):
+  parser.add_argument('--trust-boxes', action='store_true',
+                      help='do not ask whether the boxes look like what the format promises')
+
+
+def _run(args, importer) -> int:
+  from cloc_jax.data.importers import counts, engine
+  try:
+    found = engine.run(importer, out=args.out, workers=args.workers, overwrite=args.overwrite,
+                       allow_missing=args.allow_missing, max_error_share=args.max_error_share, progress=True)
+  except KeyboardInterrupt:
+    print(f'interrupted; the same command goes on with {args.out}.incomplete', file=sys.stderr)
+    return 130
+  print(counts.table(found))
+  print(args.out)
+  return 0
+
+
+def _per_split(args, *names) -> list[dict]:
+  """Repeated flags → one dict a split. Flags that are not given at all are None for every split."""
+  splits = args.split or ['train']
+  given = {name: getattr(args, name) or [None] * len(splits) for name in names}
+  if any(len(values) != len(splits) for values in given.values()):
+    counts = ', '.join(f'--{name.replace("_", "-")} ({len(values)})' for name, values in given.items())
+    raise ValueError(f'expected as many --split ({len(splits)}) as {counts}')
+  return [dict(split=split, **{name: values[i] for name, values in given.items()}) for i, split in enumerate(splits)]
+
+
+def _coco(parser):
+  parser.add_argument('--split', action='append', metavar='NAME', help='default: train')
+  parser.add_argument('--images', action='append', required=True, metavar='DIR')
+  boxes = parser.add_mutually_exclusive_group(required=True)
+  boxes.add_argument('--instances', action='append', metavar='FILE.json')
+  boxes.add_argument('--panoptic', action='append', metavar='FILE.json', help='boxes of panoptic segments instead')
+  parser.add_argument('--captions', action='append', metavar='FILE.json')
+  parser.add_argument('--stuff', action='store_true', help='with --panoptic: boxes around stuff (sky, grass) too')
+  _add_trust_boxes(parser)
+  _add_common(parser, name='coco')
+
+  def run(args):
+    from cloc_jax.data.importers import coco
+    sources = [coco.CocoSource(**flags) for flags in _per_split(args, 'images', 'instances', 'panoptic', 'captions')]
+    return _run(args, coco.Coco(tuple(sources), name=args.name, stuff=args.stuff, trust_boxes=args.trust_boxes))
+  parser.set_defaults(run=run)
+
+
+def _lvis(parser):
+  _coco_layout(parser, 'lvis', 'Lvis', images='the folder of train2017 and val2017', captions=True)
+
+
+def _objects365(parser):
+  _coco_layout(parser, 'objects365', 'Objects365', images='the folder of patch0, patch1, …', captions=False)
+
+
+def _coco_layout(parser, module, kind, *, images, captions):
+  """A format in COCO's layout whose importer is importers.MODULE.KIND."""
+  parser.add_argument('--split', action='append', metavar='NAME', help='default: train')
+  parser.add_argument('--images', action='append', required=True, metavar='DIR', help=images)
+  parser.add_argument('--annotations', action='append', required=True, metavar='FILE.json')
+  if captions:
+    parser.add_argument('--captions', action='append', metavar='FILE.json', help="COCO's, for the same images")
+  _add_trust_boxes(parser)
+  _add_common(parser, name=module)
+
+  def run(args):
+    import importlib
+    from cloc_jax.data.importers import coco
+    sources = [coco.CocoSource(split=flags['split'], images=flags['images'], instances=flags['annotations'],
+                               captions=flags.get('captions'))
+               for flags in _per_split(args, 'images', 'annotations', *(['captions'] if captions else []))]
+    importer = getattr(importlib.import_module(f'cloc_jax.data.importers.{module}'), kind)
+    return _run(args, importer(tuple(sources), name=args.name, trust_boxes=args.trust_boxes))
+  parser.set_defaults(run=run)
+
+
+def _open_images(parser):
+  parser.add_argument('--split', action='append', metavar='NAME', help='default: train')
+  parser.add_argument('--images', action='append', required=True, metavar='DIR')
+  parser.add_argument('--boxes', action='append', required=True, metavar='FILE.csv', help='…-annotations-bbox.csv')
+  parser.add_argument('--narratives', action='append', metavar='FILES',
+                      help='…_localized_narratives….jsonl; several with a comma between')
+  parser.add_argument('--classes', required=True, metavar='FILE.csv', help='…-class-descriptions-boxable.csv')
+  _add_trust_boxes(parser)
+  _add_common(parser, name='open_images')
+
+  def run(args):
+    from cloc_jax.data.importers import open_images
+    sources = []
+    for flags in _per_split(args, 'images', 'boxes', 'narratives'):
+      files = flags.pop('narratives')
+      sources.append(open_images.OpenImagesSource(**flags, narratives=tuple(files.split(',')) if files else ()))
+    return _run(args, open_images.OpenImages(tuple(sources), classes=args.classes, name=args.name,
+                                             trust_boxes=args.trust_boxes))
+  parser.set_defaults(run=run)
