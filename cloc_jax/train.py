@@ -106,6 +106,7 @@ class DataOptions:
   pad: str = 'center'
   num_workers: int = 0
   on_error: str = 'mask'
+  decode: str = 'exact'
   shuffle: bool = True
 
   def abstract_batch(self) -> Batch:

@@ -80,7 +80,7 @@ def train_dataset(path: str | os.PathLike, *, split: str, tokenizer, batch_size:
                   text_length: int = 77, region_text_length: int = 16, regions_per_image: int = 4, seed: int = 0,
                   epochs: int | None = None, flip: bool = False, pad: str = 'center', num_workers: int = 0,
                   process_index: int = 0, process_count: int = 1, shuffle: bool = True, on_error: str = 'mask',
-                  skip_examples: int = 0) -> grain.IterDataset:
+                  decode: str = 'exact', skip_examples: int = 0) -> grain.IterDataset:
   """Batches for training, endless or for some epochs.
 
   Epochs follow each other without a seam: a batch may hold the end of one and the start of the next, and then perhaps
@@ -103,6 +103,7 @@ def train_dataset(path: str | os.PathLike, *, split: str, tokenizer, batch_size:
     process_index, process_count: this host, of how many.
     shuffle: False keeps the order on disk.
     on_error: an image that cannot be decoded is masked, counted and logged ('mask'), or stops the run ('raise').
+    decode: 'exact' or 'fast', see transforms.open_image.
     skip_examples: start behind so many examples of the global order, over all hosts. Since an example depends on its
       index alone, this number is the whole state of the pipeline: a run resumes exactly from it, on any number of
       hosts and workers.
@@ -118,7 +119,7 @@ def train_dataset(path: str | os.PathLike, *, split: str, tokenizer, batch_size:
   """
   examples = prepared_dataset(
       path, split=split, image_size=image_size, regions_per_image=regions_per_image, seed=seed, flip=flip, pad=pad,
-      shuffle=shuffle, on_error=on_error)
+      shuffle=shuffle, on_error=on_error, decode=decode)
   size, global_batch = len(examples), batch_size * process_count
   if batch_size < 1 or not 0 <= process_index < process_count:
     raise ValueError(f'expected batch_size ≥ 1 and 0 ≤ process_index < process_count, got {batch_size}, '
@@ -146,10 +147,11 @@ def train_dataset(path: str | os.PathLike, *, split: str, tokenizer, batch_size:
 
 def prepared_dataset(path: str | os.PathLike, *, split: str, image_size: int, regions_per_image: int = 4,
                      seed: int = 0, flip: bool = False, pad: str = 'center', shuffle: bool = True,
-                     on_error: str = 'mask') -> grain.MapDataset:
+                     on_error: str = 'mask', decode: str = 'exact') -> grain.MapDataset:
   """The examples of `train_dataset` before they are tokenised and batched: a MapDataset of Prepared."""
   source = sources.RecordSource(path, split=split)
-  prepare = Prepare(image_size=image_size, regions_per_image=regions_per_image, flip=flip, pad=pad, on_error=on_error)
+  prepare = Prepare(image_size=image_size, regions_per_image=regions_per_image, flip=flip, pad=pad, on_error=on_error,
+                    decode=decode)
   # Before the shuffle, the index that seeds a draw is epoch · size + record.
   dataset = grain.MapDataset.source(source).seed(seed).random_map(prepare)
   return dataset.shuffle() if shuffle else dataset
@@ -190,8 +192,10 @@ class Prepare(grain.transforms.RandomMap):
   flip: bool = False
   pad: str = 'center'
   on_error: str = 'mask'
+  decode: str = 'exact'
 
   def __post_init__(self):
+    transforms.check_decode_mode(self.decode)
     if self.on_error not in ('mask', 'raise'):
       raise ValueError(f"on_error: expected 'mask' or 'raise', got {self.on_error!r}")
     if self.regions_per_image < 0:
@@ -201,16 +205,18 @@ class Prepare(grain.transforms.RandomMap):
 
   def random_map(self, element: schema.Example, rng: np.random.Generator) -> Prepared:
     """Draws a caption, regions and a flip; decodes, resizes and pads."""
-    example = element
     try:
-      image = _decode(example)
+      return self._prepare(element, rng)
     except transforms.ImageError as error:
       if self.on_error == 'raise':
         raise
       _log.warning('%s; the example is masked', error)
-      return self._unreadable(example)
+      return self._unreadable(element)
+
+  def _prepare(self, example, rng):
+    image = _open(example, mode=self.decode)
     geometry = geometry_lib.resize_with_pad(
-        height=image.shape[0], width=image.shape[1], canvas=self.image_size, pad=self.pad)
+        height=image.height, width=image.width, canvas=self.image_size, pad=self.pad)
     captions = _usable_captions(example)
     usable = usable_regions(example)
     counts = dict(usable.counts, examples=1, regions_seen=len(usable.regions),
@@ -224,7 +230,7 @@ class Prepare(grain.transforms.RandomMap):
       counts['flipped'] = 1
     counts['regions_kept'] = len(regions)
     return Prepared(
-        image=transforms.resize_with_pad(image, geometry, pad_value=_PAD_VALUE), image_id=example.image_id,
+        image=image.on_canvas(geometry, pad_value=_PAD_VALUE), image_id=example.image_id,
         image_ok=True, caption=caption, regions=regions, counts=counts,
         boxes=geometry_lib.normalized_boxes_to_canvas(geometry, usable.boxes[drawn]))
 
@@ -306,9 +312,11 @@ class _PrepareEval(grain.transforms.Map):
   pad: str
 
   def map(self, element):
-    canvas, geometry = transforms.prepare_image(_decode(element), image_size=self.image_size, pad=self.pad)
+    image = _open(element, mode='exact')
+    geometry = geometry_lib.resize_with_pad(
+        height=image.height, width=image.width, canvas=self.image_size, pad=self.pad)
     usable = usable_regions(element)
-    return canvas, EvalExample(
+    return image.on_canvas(geometry, pad_value=_PAD_VALUE), EvalExample(
         image_id=element.image_id, captions=tuple(_usable_captions(element)), geometry=geometry,
         boxes=geometry_lib.normalized_boxes_to_canvas(geometry, usable.boxes),
         region_captions=tuple(r.caption for r in usable.regions),
@@ -341,11 +349,11 @@ def _padded(batches, *, count, empty):
     yield empty
 
 
-def _decode(example):
-  """Decodes and checks that the image has the proportions that its boxes were drawn in."""
+def _open(example, *, mode):
+  """Opens the image and checks that it has the proportions that its boxes were drawn in."""
   where = f'record {example.image_id!r}'
-  image = transforms.decode(example.image, where=where)
-  height, width = image.shape[:2]
+  image = transforms.open_image(example.image, where=where, mode=mode)
+  height, width = image.height, image.width
   # A resized copy is fine, since boxes are fractions; a turned one is not. One pixel of rounding each.
   if abs(height / example.height - width / example.width) > 1 / example.height + 1 / example.width:
     raise transforms.ImageError(f'{where}: the record says {example.height}×{example.width} (height × width), '
