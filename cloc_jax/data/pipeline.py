@@ -24,8 +24,8 @@ from cloc_jax.data import transforms
 _log = logging.getLogger('cloc_jax.data')
 
 STATS = ('examples', 'regions_seen', 'regions_kept', 'captions', 'truncated_captions', 'region_captions',
-         'truncated_region_captions', 'corrupt_images', 'empty_captions', 'empty_region_captions', 'boxes_dropped',
-         'boxes_clipped', 'flipped')
+         'truncated_region_captions', 'corrupt_records', 'corrupt_images', 'empty_captions', 'empty_region_captions',
+         'boxes_dropped', 'boxes_clipped', 'flipped')
 
 _FULL_CANVAS = (0.0, 0.0, 1.0, 1.0)
 _PAD_VALUE = 127
@@ -102,7 +102,8 @@ def train_dataset(path: str | os.PathLike, *, split: str, tokenizer, batch_size:
     num_workers: processes that prepare batches; 0 for a thread of this one.
     process_index, process_count: this host, of how many.
     shuffle: False keeps the order on disk.
-    on_error: an image that cannot be decoded is masked, counted and logged ('mask'), or stops the run ('raise').
+    on_error: a record that cannot be read or an image that cannot be decoded is masked, counted and logged ('mask'),
+      or stops the run ('raise').
     decode: 'exact' or 'fast', see transforms.open_image.
     skip_examples: start behind so many examples of the global order, over all hosts. Since an example depends on its
       index alone, this number is the whole state of the pipeline: a run resumes exactly from it, on any number of
@@ -150,6 +151,8 @@ def prepared_dataset(path: str | os.PathLike, *, split: str, image_size: int, re
                      on_error: str = 'mask', decode: str = 'exact') -> grain.MapDataset:
   """The examples of `train_dataset` before they are tokenised and batched: a MapDataset of Prepared."""
   source = sources.RecordSource(path, split=split)
+  if on_error == 'mask':
+    source = _Tolerant(source)
   prepare = Prepare(image_size=image_size, regions_per_image=regions_per_image, flip=flip, pad=pad, on_error=on_error,
                     decode=decode)
   # Before the shuffle, the index that seeds a draw is epoch · size + record.
@@ -185,6 +188,31 @@ def eval_batches(path: str | os.PathLike, *, split: str, batch_size: int, image_
 
 
 @dataclasses.dataclass(frozen=True)
+class Damaged:
+  """Stands for a record that could not be read; error: why, naming the record."""
+  error: str
+
+
+class _Tolerant:
+  """A source that gives Damaged where a record cannot be read. A run of weeks does not end at a flipped bit."""
+
+  def __init__(self, source):
+    self._source = source
+
+  def __len__(self):
+    return len(self._source)
+
+  def __getitem__(self, index):
+    try:
+      return self._source[index]
+    except sources.RecordError as error:
+      return Damaged(str(error))
+
+  def __repr__(self):
+    return repr(self._source)
+
+
+@dataclasses.dataclass(frozen=True)
 class Prepare(grain.transforms.RandomMap):
   """schema.Example → Prepared; see `train_dataset` for the fields."""
   image_size: int
@@ -203,15 +231,18 @@ class Prepare(grain.transforms.RandomMap):
     # Fails on a bad size or padding mode here, not in a worker process.
     geometry_lib.resize_with_pad(height=1, width=1, canvas=self.image_size, pad=self.pad)
 
-  def random_map(self, element: schema.Example, rng: np.random.Generator) -> Prepared:
+  def random_map(self, element: schema.Example | Damaged, rng: np.random.Generator) -> Prepared:
     """Draws a caption, regions and a flip; decodes, resizes and pads."""
+    if isinstance(element, Damaged):
+      _log.warning('%s; the example is masked', element.error)
+      return self._masked(image_id='', count='corrupt_records')
     try:
       return self._prepare(element, rng)
     except transforms.ImageError as error:
       if self.on_error == 'raise':
         raise
       _log.warning('%s; the example is masked', error)
-      return self._unreadable(element)
+      return self._masked(image_id=element.image_id, count='corrupt_images')
 
   def _prepare(self, example, rng):
     image = _open(example, mode=self.decode)
@@ -234,11 +265,10 @@ class Prepare(grain.transforms.RandomMap):
         image_ok=True, caption=caption, regions=regions, counts=counts,
         boxes=geometry_lib.normalized_boxes_to_canvas(geometry, usable.boxes[drawn]))
 
-  def _unreadable(self, example):
+  def _masked(self, *, image_id, count):
     return Prepared(
-        image=np.full((self.image_size, self.image_size, 3), _PAD_VALUE, np.uint8), image_id=example.image_id,
-        image_ok=False, caption='', boxes=np.zeros((0, 4), np.float32), regions=(),
-        counts={'examples': 1, 'corrupt_images': 1})
+        image=np.full((self.image_size, self.image_size, 3), _PAD_VALUE, np.uint8), image_id=image_id, image_ok=False,
+        caption='', boxes=np.zeros((0, 4), np.float32), regions=(), counts={'examples': 1, count: 1})
 
 
 class Collate:
@@ -355,8 +385,8 @@ def _open(example, *, mode):
   where = f'record {example.image_id!r}'
   image = transforms.open_image(example.image, where=where, mode=mode)
   height, width = image.height, image.width
-  # A resized copy is fine, since boxes are fractions; a turned one is not. One pixel of rounding each.
-  if abs(height / example.height - width / example.width) > 1 / example.height + 1 / example.width:
+  # A resized copy is fine, since boxes are fractions; a turned one is not.
+  if not transforms.same_proportions((height, width), (example.height, example.width)):
     raise transforms.ImageError(f'{where}: the record says {example.height}×{example.width} (height × width), '
                                 f'the image has {height}×{width}: its boxes would not fit')
   return image

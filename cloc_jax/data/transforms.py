@@ -178,6 +178,11 @@ def as_rgb(image) -> np.ndarray:
   return np.ascontiguousarray(np.repeat(image, 3, -1) if image.shape[-1] == 1 else image[..., :3])
 
 
+def same_proportions(size: tuple[int, int], other: tuple[int, int]) -> bool:
+  """Whether an image of one (height, width) may be a resized copy of the other; a pixel of rounding each."""
+  return abs(size[0] / other[0] - size[1] / other[1]) <= 1 / other[0] + 1 / other[1]
+
+
 def mentions_sides(text: str) -> bool:
   """Whether a caption speaks of left or right, so that mirroring the image would make it false."""
   return _SIDES.search(text) is not None
