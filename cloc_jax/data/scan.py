@@ -1,15 +1,30 @@
 """Every record of a data set once, in pieces, by several processes."""
 import collections
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 import concurrent.futures
 import functools
 import multiprocessing
 import os
 from typing import Any
 
+from cloc_jax.data import schema
 from cloc_jax.data import sources
 
 _CHUNK = 128  # records a piece: some seconds of decoding, so that progress shows and little waits at the end
+
+
+def split_sizes(path: str | os.PathLike, splits: Sequence[str] | None) -> dict[str, int]:
+  """Split → number of records, of the splits asked for, or of all for None.
+
+  Raises:
+    FileNotFoundError: no data set at `path`.
+    ValueError: no such split.
+  """
+  sizes = schema.read_meta(path).splits
+  for split in splits or ():
+    if split not in sizes:
+      raise ValueError(f'{path} has no split {split!r}; it has {list(sizes)}')
+  return {split: size for split, size in sizes.items() if splits is None or split in splits}
 
 
 def scan(path: str | os.PathLike, *, splits: dict[str, int], visit: Callable[[sources.RecordSource, range], Any],

@@ -10,7 +10,6 @@ import numpy as np
 
 from cloc_jax import boxes as box_lib
 from cloc_jax.data import scan
-from cloc_jax.data import schema
 from cloc_jax.data import sources
 from cloc_jax.data import transforms
 
@@ -101,11 +100,7 @@ def validate(path: str | os.PathLike, *, splits: Sequence[str] | None = None, wo
     ValueError: no such split.
   """
   began = time.monotonic()
-  sizes = schema.read_meta(path).splits
-  unknown = [split for split in splits or () if split not in sizes]
-  if unknown:
-    raise ValueError(f'{path} has no split {unknown[0]!r}; it has {list(sizes)}')
-  sizes = {split: size for split, size in sizes.items() if splits is None or split in splits}
+  sizes = scan.split_sizes(path, splits)
   findings = {kind: Finding() for kind in (*BROKEN, *NOTED)}
   readable = {}
   for split in sizes:
