@@ -116,7 +116,7 @@ def collect(path: str | os.PathLike, *, splits: Sequence[str] | None = None, wor
 
 
 def summary(histogram: Mapping[int, int]) -> dict[str, float]:
-  """Mean, quantiles (p5, p50, p95: the least value that so many percent do not exceed) and max; empty without values."""
+  """Mean, quantiles (p5, p50, p95: the least value that so many percent do not exceed), max; empty without values."""
   if not histogram:
     return {}
   values = np.array(sorted(histogram))
