@@ -48,7 +48,7 @@ class Scale:
 
 
 def chart(title: str, series: Mapping[str, tuple[Sequence[float], Sequence[float | None]]], *, log: bool = False,
-          percent: bool = False) -> str:
+          percent: bool = False, head: str | None = None) -> str:
   """A figure with curves over steps; the last value of each stands above it.
 
   Args:
@@ -57,6 +57,7 @@ def chart(title: str, series: Mapping[str, tuple[Sequence[float], Sequence[float
       where there are several.
     log: a logarithmic axis, where the values are positive and span enough for it.
     percent: values are fractions, to be shown in percent.
+    head: text that stands above in place of the last values, for curves whose end says nothing.
 
   Raises:
     ValueError: without any finite value, or where steps and values differ in number.
@@ -74,7 +75,9 @@ def chart(title: str, series: Mapping[str, tuple[Sequence[float], Sequence[float
   parts += [_curve(x, y, x_scale, y_scale, color=f'var(--line-{i % 4})') for i, (x, y) in enumerate(curves.values())]
   write = _rounded_percent if percent else number
   last = {name: write(y[np.isfinite(y)][-1]) for name, (_, y) in curves.items() if np.isfinite(y).any()}
-  if len(curves) == 1:
+  if head is not None:
+    head = f'<strong>{html.escape(head)}</strong>'
+  elif len(curves) == 1:
     head = f'<strong>{next(iter(last.values()))}</strong>'
   else:
     head = '<span class="legend">' + ''.join(

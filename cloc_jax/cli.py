@@ -1,5 +1,6 @@
 """`cloc`: the verbs a user types. Each imports what it needs when it runs, so that --help is quick."""
 import argparse
+import contextlib
 import json
 import logging
 import os
@@ -137,6 +138,20 @@ def _add_data_verbs(parser):
   inspect.add_argument('--flip', action='store_true')
   inspect.set_defaults(run=_inspect)
 
+  validate = verbs.add_parser(
+      'validate', help='read everything and say what is broken',
+      description='Reads every record and decodes every image; exit status 1 if anything is broken.')
+  stats = verbs.add_parser(
+      'stats', help='count what a data set holds',
+      description='Regions an image, lengths of captions, sizes of boxes and images, categories; images are not decoded.')
+  stats.add_argument('--out', metavar='FILE.html', help='write a page with curves')
+  for verb, run in ((validate, _validate), (stats, _stats)):
+    verb.add_argument('path', metavar='DATASET')
+    verb.add_argument('--split', action='append', metavar='NAME', help='may be repeated; default: all')
+    verb.add_argument('--json', metavar='FILE', help='write everything there')
+    verb.add_argument('--num-workers', type=int, default=os.cpu_count() or 1)
+    verb.set_defaults(run=run)
+
 
 def _add_overwrite(parser):
   parser.add_argument('--overwrite', action='store_true', help='replace what is there')
@@ -263,6 +278,42 @@ def _inspect(args) -> int:
   print(json.dumps({k: int(v) for k, v in counts.items()}))
   print(args.out)
   return 0
+
+
+def _validate(args) -> int:
+  from cloc_jax.data import validate
+  with _record_bar() as progress:
+    report = validate.validate(args.path, splits=args.split, workers=args.num_workers, progress=progress)
+  _write_json(args.json, report)
+  print(report.text())
+  return 0 if report.ok else 1
+
+
+def _stats(args) -> int:
+  from cloc_jax.data import stats
+  with _record_bar() as progress:
+    found = stats.collect(args.path, splits=args.split, workers=args.num_workers, progress=progress)
+  _write_json(args.json, found)
+  print(found.text())
+  if args.out:
+    stats.write_page(found, out=args.out)
+    print(args.out)
+  return 0
+
+
+@contextlib.contextmanager
+def _record_bar():
+  import tqdm
+  with tqdm.tqdm(unit='record', disable=not sys.stderr.isatty()) as bar:
+    def progress(done, total):
+      bar.total = total
+      bar.update(done - bar.n)
+    yield progress
+
+
+def _write_json(path, found):
+  if path:
+    pathlib.Path(path).write_text(found.to_json() + '\n', encoding='utf-8')
 
 
 if __name__ == '__main__':

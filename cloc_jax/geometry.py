@@ -112,5 +112,8 @@ def resize_with_pad(*, height: int, width: int, canvas: int, pad: str = 'center'
 
 def normalized_boxes_to_canvas(geometry: Geometry, boxes: np.ndarray) -> np.ndarray:
   """(..., 4) xyxy normalised to the original image, as records store them → xyxy normalised to the canvas."""
-  pixels = box_lib.denormalize(np.asarray(boxes, np.float64), height=geometry.height, width=geometry.width)
-  return geometry.boxes_to_canvas(pixels)
+  # Fractions of the original image are fractions of its place on the canvas. Every training example comes through here.
+  extent = np.array([geometry.resized_width, geometry.resized_height] * 2, np.float64)
+  offset = np.array([geometry.left, geometry.top] * 2, np.float64)
+  out = (np.asarray(boxes, np.float64) * extent + offset) / geometry.canvas
+  return (box_lib.flip_horizontal(out) if geometry.flipped else out).astype(np.float32)

@@ -40,6 +40,7 @@ _CURVES: dict[str, dict[str, tuple[str, dict[str, bool]]]] = {
         'data/truncated_captions': ('captions cut off', {'percent': True}),
         'data/truncated_region_captions': ('region captions cut off', {'percent': True}),
         'data/corrupt_images': ('unreadable images', {}),
+        'data/corrupt_records': ('unreadable records', {}),
         'data/boxes_dropped': ('boxes dropped', {}),
         'data/empty_captions': ('empty captions', {}),
         'data/regions_seen_per_image': ('regions in a record', {})},

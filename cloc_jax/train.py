@@ -106,6 +106,7 @@ class DataOptions:
   pad: str = 'center'
   num_workers: int = 0
   on_error: str = 'mask'
+  decode: str = 'exact'
   shuffle: bool = True
 
   def abstract_batch(self) -> Batch:
@@ -275,7 +276,8 @@ def _shares(stats: collections.Counter) -> dict[str, float]:
   ratio = lambda a, b: stats[a] / max(stats[b], 1)
   out = {'data/truncated_captions': ratio('truncated_captions', 'captions'),
          'data/truncated_region_captions': ratio('truncated_region_captions', 'region_captions'),
-         'data/corrupt_images': stats['corrupt_images'], 'data/boxes_dropped': stats['boxes_dropped'],
+         'data/corrupt_records': stats['corrupt_records'], 'data/corrupt_images': stats['corrupt_images'],
+         'data/boxes_dropped': stats['boxes_dropped'],
          'data/boxes_clipped': stats['boxes_clipped'], 'data/empty_captions': stats['empty_captions'],
          'data/empty_region_captions': stats['empty_region_captions'], 'data/flipped': stats['flipped'],
          'data/regions_seen_per_image': ratio('regions_seen', 'examples')}

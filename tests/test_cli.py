@@ -1,4 +1,5 @@
 """`cloc` as it is typed: help, verbs that make files, and errors that fit on a line."""
+import dataclasses
 import json
 import re
 import subprocess
@@ -8,7 +9,7 @@ import pytest
 import tiny_experiment as tiny
 
 from cloc_jax import cli
-from cloc_jax.data import schema
+from cloc_jax.data import schema, sources
 
 
 @pytest.fixture(autouse=True, scope='module')
@@ -46,7 +47,7 @@ def stopped(argv):
     (['eval'], ['--checkpoint DIR', '--data PATH', '--split NAME', '--step', '--batch-size', '--limit', '--pool-limit',
                 '--region-embedding {model,crop}', '--out DIR']),
     (['report'], ['--workdir DIR', '--out FILE', '--images']),
-    (['data'], ['scenes', 'import', 'inspect']),
+    (['data'], ['scenes', 'import', 'inspect', 'validate', 'stats']),
     (['data', 'import'], ['FORMAT', 'coco', 'lvis', 'objects365', 'open-images']),
     (['data', 'scenes'], ['--out DIR', '--train', '--val', '--unseen', '--size', '--seed', '--sprites SPEC',
                           '--preset {full,local}', '--encoding {jpeg,png}', '--num-workers', '--overwrite']),
@@ -107,6 +108,7 @@ def test_wrong_arguments(capsys, argv, message):
     (['data', 'scenes', '--out', 'W/s', '--sprites', 'folder:/nowhere'], '/nowhere'),
     (['data', 'inspect', 'DATA', '--split', 'vla'], "no split 'vla'"),
     (['data', 'inspect', '/nowhere/data'], 'no data set at /nowhere/data'),
+    (['data', 'validate', 'DATA', '--split', 'vla'], "no split 'vla'"),
     (['data', 'import', 'coco', '--images', 'a', '--images', 'b', '--instances', 'c', '--out', 'W/c'],
      'expected as many --split (1) as --images (2)'),
     (['data', 'import-coco', '--images', '/nowhere', '--instances', '/nowhere/i.json', '--out', 'W/c'], '/nowhere'),
@@ -143,6 +145,23 @@ def test_scenes_are_drawn_as_asked(tmp_path, capsys):
   assert dict(schema.read_meta(tmp_path / 's').splits) == {'train': 5, 'val': 3, 'unseen': 2}
   assert cli.main([*argv, '--overwrite', '--val', '0']) == 0
   assert dict(schema.read_meta(tmp_path / 's').splits) == {'train': 5, 'unseen': 2}
+
+
+def test_validate_says_by_its_status_whether_anything_is_broken(data, tmp_path, capsys):
+  out = tmp_path / 'report.json'
+  assert cli.main(['data', 'validate', str(data), '--split', 'val', '--num-workers', '0', '--json', str(out)]) == 0
+  assert capsys.readouterr().out.endswith('nothing is broken\n') and json.loads(out.read_text())['ok'] is True
+  example = next(iter(sources.RecordSource(data, split='val')))
+  schema.write_dataset(tmp_path / 'bad', meta=schema.DatasetMeta(name='bad'), splits={
+      'train': [dataclasses.replace(example, image=example.image[:len(example.image) // 2])]})
+  assert cli.main(['data', 'validate', str(tmp_path / 'bad'), '--num-workers', '0']) == 1
+  assert 'broken: 1 images that cannot be decoded' in capsys.readouterr().out
+
+
+def test_stats_writes_a_page(data, tmp_path, capsys):
+  out = tmp_path / 'stats.html'
+  assert cli.main(['data', 'stats', str(data), '--num-workers', '0', '--out', str(out)]) == 0
+  assert 'regions an image: mean' in capsys.readouterr().out and 'median' in out.read_text()
 
 
 def test_inspect_draws_a_page(data, tmp_path, capsys):

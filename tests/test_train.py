@@ -324,8 +324,8 @@ def test_bad_records_are_counted_and_the_run_goes_on(bad_data, config, tmp_path,
   assert (result.status, result.step) == ('done', tiny.TOTAL)
   for row in metrics.read(tmp_path).values():  # an epoch each
     assert {k: v for k, v in row.items() if k.startswith('data/') and 'truncated' not in k} == {
-        'data/corrupt_images': 1, 'data/empty_captions': 2, 'data/boxes_dropped': 2, 'data/boxes_clipped': 1,
-        'data/empty_region_captions': 1, 'data/flipped': 0,
+        'data/corrupt_records': 0, 'data/corrupt_images': 1, 'data/empty_captions': 2, 'data/boxes_dropped': 2,
+        'data/boxes_clipped': 1, 'data/empty_region_captions': 1, 'data/flipped': 0,
         'data/regions_seen_per_image': pytest.approx(regions_seen(bad_data) / 16)}
     # 16 examples, without the corrupt one and the one that has neither caption nor region; one more has no region.
     assert row['lambda'] == pytest.approx(13 / 14)

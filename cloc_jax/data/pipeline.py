@@ -24,8 +24,8 @@ from cloc_jax.data import transforms
 _log = logging.getLogger('cloc_jax.data')
 
 STATS = ('examples', 'regions_seen', 'regions_kept', 'captions', 'truncated_captions', 'region_captions',
-         'truncated_region_captions', 'corrupt_images', 'empty_captions', 'empty_region_captions', 'boxes_dropped',
-         'boxes_clipped', 'flipped')
+         'truncated_region_captions', 'corrupt_records', 'corrupt_images', 'empty_captions', 'empty_region_captions',
+         'boxes_dropped', 'boxes_clipped', 'flipped')
 
 _FULL_CANVAS = (0.0, 0.0, 1.0, 1.0)
 _PAD_VALUE = 127
@@ -80,7 +80,7 @@ def train_dataset(path: str | os.PathLike, *, split: str, tokenizer, batch_size:
                   text_length: int = 77, region_text_length: int = 16, regions_per_image: int = 4, seed: int = 0,
                   epochs: int | None = None, flip: bool = False, pad: str = 'center', num_workers: int = 0,
                   process_index: int = 0, process_count: int = 1, shuffle: bool = True, on_error: str = 'mask',
-                  skip_examples: int = 0) -> grain.IterDataset:
+                  decode: str = 'exact', skip_examples: int = 0) -> grain.IterDataset:
   """Batches for training, endless or for some epochs.
 
   Epochs follow each other without a seam: a batch may hold the end of one and the start of the next, and then perhaps
@@ -102,7 +102,9 @@ def train_dataset(path: str | os.PathLike, *, split: str, tokenizer, batch_size:
     num_workers: processes that prepare batches; 0 for a thread of this one.
     process_index, process_count: this host, of how many.
     shuffle: False keeps the order on disk.
-    on_error: an image that cannot be decoded is masked, counted and logged ('mask'), or stops the run ('raise').
+    on_error: a record that cannot be read or an image that cannot be decoded is masked, counted and logged ('mask'),
+      or stops the run ('raise').
+    decode: 'exact' or 'fast', see transforms.open_image.
     skip_examples: start behind so many examples of the global order, over all hosts. Since an example depends on its
       index alone, this number is the whole state of the pipeline: a run resumes exactly from it, on any number of
       hosts and workers.
@@ -118,7 +120,7 @@ def train_dataset(path: str | os.PathLike, *, split: str, tokenizer, batch_size:
   """
   examples = prepared_dataset(
       path, split=split, image_size=image_size, regions_per_image=regions_per_image, seed=seed, flip=flip, pad=pad,
-      shuffle=shuffle, on_error=on_error)
+      shuffle=shuffle, on_error=on_error, decode=decode)
   size, global_batch = len(examples), batch_size * process_count
   if batch_size < 1 or not 0 <= process_index < process_count:
     raise ValueError(f'expected batch_size ≥ 1 and 0 ≤ process_index < process_count, got {batch_size}, '
@@ -146,10 +148,13 @@ def train_dataset(path: str | os.PathLike, *, split: str, tokenizer, batch_size:
 
 def prepared_dataset(path: str | os.PathLike, *, split: str, image_size: int, regions_per_image: int = 4,
                      seed: int = 0, flip: bool = False, pad: str = 'center', shuffle: bool = True,
-                     on_error: str = 'mask') -> grain.MapDataset:
+                     on_error: str = 'mask', decode: str = 'exact') -> grain.MapDataset:
   """The examples of `train_dataset` before they are tokenised and batched: a MapDataset of Prepared."""
   source = sources.RecordSource(path, split=split)
-  prepare = Prepare(image_size=image_size, regions_per_image=regions_per_image, flip=flip, pad=pad, on_error=on_error)
+  if on_error == 'mask':
+    source = _Tolerant(source)
+  prepare = Prepare(image_size=image_size, regions_per_image=regions_per_image, flip=flip, pad=pad, on_error=on_error,
+                    decode=decode)
   # Before the shuffle, the index that seeds a draw is epoch · size + record.
   dataset = grain.MapDataset.source(source).seed(seed).random_map(prepare)
   return dataset.shuffle() if shuffle else dataset
@@ -183,6 +188,31 @@ def eval_batches(path: str | os.PathLike, *, split: str, batch_size: int, image_
 
 
 @dataclasses.dataclass(frozen=True)
+class Damaged:
+  """Stands for a record that could not be read; error: why, naming the record."""
+  error: str
+
+
+class _Tolerant:
+  """A source that gives Damaged where a record cannot be read. A run of weeks does not end at a flipped bit."""
+
+  def __init__(self, source):
+    self._source = source
+
+  def __len__(self):
+    return len(self._source)
+
+  def __getitem__(self, index):
+    try:
+      return self._source[index]
+    except sources.RecordError as error:
+      return Damaged(str(error))
+
+  def __repr__(self):
+    return repr(self._source)
+
+
+@dataclasses.dataclass(frozen=True)
 class Prepare(grain.transforms.RandomMap):
   """schema.Example → Prepared; see `train_dataset` for the fields."""
   image_size: int
@@ -190,8 +220,10 @@ class Prepare(grain.transforms.RandomMap):
   flip: bool = False
   pad: str = 'center'
   on_error: str = 'mask'
+  decode: str = 'exact'
 
   def __post_init__(self):
+    transforms.check_decode_mode(self.decode)
     if self.on_error not in ('mask', 'raise'):
       raise ValueError(f"on_error: expected 'mask' or 'raise', got {self.on_error!r}")
     if self.regions_per_image < 0:
@@ -199,18 +231,23 @@ class Prepare(grain.transforms.RandomMap):
     # Fails on a bad size or padding mode here, not in a worker process.
     geometry_lib.resize_with_pad(height=1, width=1, canvas=self.image_size, pad=self.pad)
 
-  def random_map(self, element: schema.Example, rng: np.random.Generator) -> Prepared:
+  def random_map(self, element: schema.Example | Damaged, rng: np.random.Generator) -> Prepared:
     """Draws a caption, regions and a flip; decodes, resizes and pads."""
-    example = element
+    if isinstance(element, Damaged):
+      _log.warning('%s; the example is masked', element.error)
+      return self._masked(image_id='', count='corrupt_records')
     try:
-      image = _decode(example)
+      return self._prepare(element, rng)
     except transforms.ImageError as error:
       if self.on_error == 'raise':
         raise
       _log.warning('%s; the example is masked', error)
-      return self._unreadable(example)
+      return self._masked(image_id=element.image_id, count='corrupt_images')
+
+  def _prepare(self, example, rng):
+    image = _open(example, mode=self.decode)
     geometry = geometry_lib.resize_with_pad(
-        height=image.shape[0], width=image.shape[1], canvas=self.image_size, pad=self.pad)
+        height=image.height, width=image.width, canvas=self.image_size, pad=self.pad)
     captions = _usable_captions(example)
     usable = usable_regions(example)
     counts = dict(usable.counts, examples=1, regions_seen=len(usable.regions),
@@ -224,15 +261,14 @@ class Prepare(grain.transforms.RandomMap):
       counts['flipped'] = 1
     counts['regions_kept'] = len(regions)
     return Prepared(
-        image=transforms.resize_with_pad(image, geometry, pad_value=_PAD_VALUE), image_id=example.image_id,
+        image=image.on_canvas(geometry, pad_value=_PAD_VALUE), image_id=example.image_id,
         image_ok=True, caption=caption, regions=regions, counts=counts,
         boxes=geometry_lib.normalized_boxes_to_canvas(geometry, usable.boxes[drawn]))
 
-  def _unreadable(self, example):
+  def _masked(self, *, image_id, count):
     return Prepared(
-        image=np.full((self.image_size, self.image_size, 3), _PAD_VALUE, np.uint8), image_id=example.image_id,
-        image_ok=False, caption='', boxes=np.zeros((0, 4), np.float32), regions=(),
-        counts={'examples': 1, 'corrupt_images': 1})
+        image=np.full((self.image_size, self.image_size, 3), _PAD_VALUE, np.uint8), image_id=image_id, image_ok=False,
+        caption='', boxes=np.zeros((0, 4), np.float32), regions=(), counts={'examples': 1, count: 1})
 
 
 class Collate:
@@ -286,9 +322,10 @@ def usable_regions(example: schema.Example) -> UsableRegions:
   if not example.regions:
     return UsableRegions(boxes=np.zeros((0, 4), np.float32), regions=[], counts={})
   boxes = np.array([r.box for r in example.regions], np.float32)
-  counts = {}
+  counts, keep = {}, np.ones(len(boxes), bool)
   if boxes.min() >= 0 and boxes.max() <= 1 and (boxes[:, 2:] > boxes[:, :2]).all():
-    keep = np.ones(len(boxes), bool)  # the usual case, at a fraction of the cost
+    if all(r.caption and not r.caption.isspace() for r in example.regions):
+      return UsableRegions(boxes=boxes, regions=list(example.regions), counts={})  # the usual case, at once
   else:
     box_lib.check_normalized(boxes, where=f'record {example.image_id!r}')
     boxes, keep, found = box_lib.sanitize(boxes)
@@ -306,9 +343,11 @@ class _PrepareEval(grain.transforms.Map):
   pad: str
 
   def map(self, element):
-    canvas, geometry = transforms.prepare_image(_decode(element), image_size=self.image_size, pad=self.pad)
+    image = _open(element, mode='exact')
+    geometry = geometry_lib.resize_with_pad(
+        height=image.height, width=image.width, canvas=self.image_size, pad=self.pad)
     usable = usable_regions(element)
-    return canvas, EvalExample(
+    return image.on_canvas(geometry, pad_value=_PAD_VALUE), EvalExample(
         image_id=element.image_id, captions=tuple(_usable_captions(element)), geometry=geometry,
         boxes=geometry_lib.normalized_boxes_to_canvas(geometry, usable.boxes),
         region_captions=tuple(r.caption for r in usable.regions),
@@ -341,13 +380,13 @@ def _padded(batches, *, count, empty):
     yield empty
 
 
-def _decode(example):
-  """Decodes and checks that the image has the proportions that its boxes were drawn in."""
+def _open(example, *, mode):
+  """Opens the image and checks that it has the proportions that its boxes were drawn in."""
   where = f'record {example.image_id!r}'
-  image = transforms.decode(example.image, where=where)
-  height, width = image.shape[:2]
-  # A resized copy is fine, since boxes are fractions; a turned one is not. One pixel of rounding each.
-  if abs(height / example.height - width / example.width) > 1 / example.height + 1 / example.width:
+  image = transforms.open_image(example.image, where=where, mode=mode)
+  height, width = image.height, image.width
+  # A resized copy is fine, since boxes are fractions; a turned one is not.
+  if not transforms.same_proportions((height, width), (example.height, example.width)):
     raise transforms.ImageError(f'{where}: the record says {example.height}×{example.width} (height × width), '
                                 f'the image has {height}×{width}: its boxes would not fit')
   return image

@@ -8,6 +8,10 @@ import tensorflow_datasets as tfds
 from cloc_jax.data import schema
 
 
+class RecordError(ValueError):
+  """A record that cannot be read; the message names the data set, the split and the record."""
+
+
 class RecordSource:
   """Random access to one split of a data set: `source[i]` is a schema.Example.
 
@@ -24,6 +28,7 @@ class RecordSource:
     Raises:
       FileNotFoundError: if there is no data set at `path`.
       ValueError: if it has no such split, if the split is empty, or if its records are not region-text records.
+      FileNotFoundError: if files of the split are missing, naming them.
     """
     self.path = os.fspath(schema.check_dataset_dir(path))
     self.split = split
@@ -33,7 +38,15 @@ class RecordSource:
     return len(self._records)
 
   def __getitem__(self, index) -> schema.Example:
-    return schema.decode(self._records[index], where=f'{self.path}, split {self.split!r}, record {int(index)}')
+    """Raises RecordError if the record is damaged, IndexError beyond the end."""
+    where = f'{self.path}, split {self.split!r}, record {int(index)}'
+    if not 0 <= index < len(self):
+      raise IndexError(f'{where}: the split has {len(self)}')
+    try:
+      return schema.decode(self._records[index], where=where)
+    except Exception as error:  # the reader raises RuntimeError, protobuf its own kinds
+      message = str(error)
+      raise RecordError(message if message.startswith(where) else f'{where}: {message}') from error
 
   def __repr__(self) -> str:
     return f'RecordSource({self.path!r}, split={self.split!r})'
@@ -54,6 +67,10 @@ class RecordSource:
                        f'they hold {sorted(builder.info.features)}')
     if not builder.info.splits[self.split].num_examples:
       raise ValueError(f'{self.path}: split {self.split!r} is empty')
+    gone = sorted(set(builder.info.splits[self.split].filenames) - set(os.listdir(self.path)))
+    if gone:
+      raise FileNotFoundError(f'{self.path}: split {self.split!r} lacks {len(gone)} of its files: {", ".join(gone[:3])}'
+                              + (' …' if len(gone) > 3 else ''))
     # Our own decoding: TFDS's costs more than a small image's pixels do.
     self._records = builder.as_data_source(
         self.split, deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES)

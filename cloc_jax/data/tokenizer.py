@@ -32,6 +32,8 @@ _EOS_NAMES = ('<|endoftext|>', '</s>', '<eos>', '[SEP]', '<|im_end|>', '[EOS]')
 _BOS_NAMES = ('<|startoftext|>', '<s>', '<bos>', '[CLS]', '[BOS]')
 _PAD_NAMES = ('<pad>', '[PAD]', '<|pad|>')
 
+_BY_WORD = ('clip', 'trained')
+
 _STEPS = {
     'html': lambda text: html.unescape(html.unescape(text)),  # web captions are often escaped twice
     'nfc': lambda text: unicodedata.normalize('NFC', text),
@@ -115,6 +117,8 @@ class Tokenizer:
     if unknown:
       raise ValueError(f'{name} tokenizer: unknown canonicalisation {unknown}; this version knows {list(_STEPS)}')
     self._cache = {}
+    # In these two, what a word becomes does not depend on its neighbours: new captions of known words cost little.
+    self._words = {} if name in _BY_WORD and steps[-1:] == ('spaces',) else None
 
   def __repr__(self):
     return f'Tokenizer(name={self.name!r}, vocab_size={self.vocab_size})'
@@ -163,7 +167,7 @@ class Tokenizer:
       return [cache[text] for text in texts]
     start = [] if self.bos_id is None else [self.bos_id]
     fresh = {}
-    for text, body in zip(missing, self._model.encode([_encodable(text) for text in canonical])):
+    for text, body in zip(missing, self._encode([_encodable(text) for text in canonical])):
       if self.eos_id in body:  # only a caption that spells the mark out; pooling must not stop there
         body = [n for n in body if n != self.eos_id]
       fresh[text] = np.array([*start, *body, self.eos_id], np.int32)
@@ -172,6 +176,20 @@ class Tokenizer:
       cache = self._cache = {}
     cache.update(fresh)
     return rows
+
+  def _encode(self, texts):
+    """Ids of canonical texts, without marks."""
+    # A mark that is spelt out cuts a text where no space is.
+    if self._words is None or any(_PAD in text or _EOS in text for text in texts):
+      return self._model.encode(texts)
+    split = [text.split(' ') for text in texts]
+    missing = [word for word in dict.fromkeys(word for words in split for word in words) if word not in self._words]
+    if missing:
+      if len(self._words) + len(missing) > _CACHE_SIZE:
+        missing, self._words = list(dict.fromkeys(word for words in split for word in words)), {}
+      self._words.update(zip(missing, self._model.encode(missing)))
+    known = self._words
+    return [[n for word in words for n in known[word]] for words in split]
 
   def to_dict(self) -> dict:
     """Everything, as JSON-able values: the vocabulary is inside (in base64 where it is binary)."""

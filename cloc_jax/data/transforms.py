@@ -8,6 +8,7 @@ import PIL.Image
 import PIL.ImageOps
 
 from cloc_jax import geometry as geometry_lib
+from cloc_jax.data import jpeg
 
 # Worker processes are the unit of parallelism here: OpenCV's own threads would fight with them, and with the trainer.
 cv2.setNumThreads(0)
@@ -15,8 +16,7 @@ cv2.setNumThreads(0)
 _JPEG_START, _JPEG_END = b'\xff\xd8', b'\xff\xd9'
 _PNG_START, _PNG_END = b'\x89PNG', b'IEND\xaeB`\x82'
 _GIF_START = b'GIF8'
-# JPEG markers of a frame header: SOF0 … SOF15 without DHT, JPG and DAC, which share the range.
-_JPEG_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
+DECODE_MODES = ('exact', 'fast')
 _SIDES = re.compile(r'\b(left|right)(s|most|ward|wards|hand|handed)?\b', re.IGNORECASE)
 
 
@@ -47,6 +47,63 @@ def decode(data: bytes, *, where: str) -> np.ndarray:
   return _decode_pillow(data, where=where)
 
 
+class Opened:
+  """An image file whose upright size is known, and whose pixels come when they are asked for; made by `open_image`.
+
+  height, width: upright, pixels.
+  """
+
+  def __init__(self, data: bytes, *, where: str, mode: str):
+    self._data, self._where = data, where
+    self._header = self._pixels = None
+    if mode == 'fast' and data.startswith(_JPEG_START) and data.endswith(_JPEG_END):
+      self._header = jpeg.read_header(data)
+    if self._header is not None and self._header.common:
+      self.height, self.width = self._header.upright
+    else:
+      self._header, self._pixels = None, decode(data, where=where)
+      self.height, self.width = self._pixels.shape[:2]
+
+  def on_canvas(self, geometry: geometry_lib.Geometry, *, pad_value: int = 127) -> np.ndarray:
+    """(S, S, 3) uint8: see `resize_with_pad`. Raises ImageError if the image turns out to be damaged."""
+    if self._header is not None:
+      _check_size((self.height, self.width), geometry)
+      image = jpeg.decode_reduced(self._data, self._header, height=geometry.resized_height,
+                                  width=geometry.resized_width)
+      if image is not None:
+        return _pad(image, geometry, pad_value)
+      # OpenCV does not take it. Perhaps Pillow does, or knows what is wrong.
+      self._header, self._pixels = None, decode(self._data, where=self._where)
+      if self._pixels.shape[:2] != (self.height, self.width):
+        raise ImageError(f'{self._where}: the header says {self.height}×{self.width} (height × width), the image has '
+                         f'{self._pixels.shape[0]}×{self._pixels.shape[1]}')
+    return resize_with_pad(self._pixels, geometry, pad_value=pad_value)
+
+
+def open_image(data: bytes, *, where: str, mode: str = 'exact') -> Opened:
+  """Opens an image file for a canvas that is chosen once its size is known.
+
+  Args:
+    data: the file's bytes.
+    where: names the image in errors.
+    mode: 'exact' decodes every pixel and shrinks by averaging. 'fast' decodes a JPEG at a reduced size close to the
+      canvas and goes on linearly: about twice as fast, and 37 dB (PSNR) from exact on photos (docs/results). Other
+      formats are decoded exactly in both.
+
+  Raises:
+    ImageError: as `decode`; in mode 'fast', damage behind a JPEG's header shows later, in `Opened.on_canvas`.
+    ValueError: on an unknown mode.
+  """
+  check_decode_mode(mode)
+  return Opened(data, where=where, mode=mode)
+
+
+def check_decode_mode(mode: str) -> None:
+  """Raises ValueError unless `mode` is one of DECODE_MODES."""
+  if mode not in DECODE_MODES:
+    raise ValueError(f'decode: expected one of {DECODE_MODES}, got {mode!r}')
+
+
 def resize_with_pad(image: np.ndarray, geometry: geometry_lib.Geometry, *, pad_value: int = 127) -> np.ndarray:
   """Puts an image on its canvas: resize, pad and flip, as `geometry` says.
 
@@ -61,14 +118,23 @@ def resize_with_pad(image: np.ndarray, geometry: geometry_lib.Geometry, *, pad_v
   Raises:
     ValueError: if the image is not of the geometry's size.
   """
-  if image.shape[:2] != (geometry.height, geometry.width):
-    raise ValueError(f'the geometry is of a {geometry.height}×{geometry.width} image, '
-                     f'got {image.shape[0]}×{image.shape[1]}')
-  height, width, side = geometry.resized_height, geometry.resized_width, geometry.canvas
+  _check_size(image.shape[:2], geometry)
+  height, width = geometry.resized_height, geometry.resized_width
   if (height, width) != image.shape[:2]:
     # Averaging over the covered area is the only filter of OpenCV's that does not alias when it shrinks.
     shrinks = height <= image.shape[0] and width <= image.shape[1]
     image = cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
+  return _pad(image, geometry, pad_value)
+
+
+def _check_size(size, geometry):
+  if size != (geometry.height, geometry.width):
+    raise ValueError(f'the geometry is of a {geometry.height}×{geometry.width} image, got {size[0]}×{size[1]}')
+
+
+def _pad(image, geometry, pad_value):
+  """A resized image on its canvas, mirrored where the geometry says so."""
+  height, width, side = geometry.resized_height, geometry.resized_width, geometry.canvas
   if (height, width) == (side, side):
     canvas = image
   else:
@@ -112,6 +178,11 @@ def as_rgb(image) -> np.ndarray:
   return np.ascontiguousarray(np.repeat(image, 3, -1) if image.shape[-1] == 1 else image[..., :3])
 
 
+def same_proportions(size: tuple[int, int], other: tuple[int, int]) -> bool:
+  """Whether an image of one (height, width) may be a resized copy of the other; a pixel of rounding each."""
+  return abs(size[0] / other[0] - size[1] / other[1]) <= 1 / other[0] + 1 / other[1]
+
+
 def mentions_sides(text: str) -> bool:
   """Whether a caption speaks of left or right, so that mirroring the image would make it false."""
   return _SIDES.search(text) is not None
@@ -124,24 +195,12 @@ def _is_whole(data):
   marker; whole files with something appended lack it at the end too, and are left to Pillow's strict reading.
   """
   if data.startswith(_JPEG_START):
-    return data.endswith(_JPEG_END) and _jpeg_channels(data) != 4
+    header = jpeg.read_header(data)
+    # Four channels are CMYK, which OpenCV converts badly.
+    return data.endswith(_JPEG_END) and not (header and header.channels == 4)
   if data.startswith(_PNG_START):
     return data.endswith(_PNG_END)
   return not data.startswith(_GIF_START)
-
-
-def _jpeg_channels(data):
-  """Channels in the frame header, 0 if there is none before the pixels. Four mean CMYK, which OpenCV converts badly."""
-  at = 2
-  while at + 9 < len(data) and data[at] == 0xFF:
-    marker = data[at + 1]
-    if marker in _JPEG_FRAMES:
-      return data[at + 9]
-    if marker == 0xFF:  # fill byte
-      at += 1
-      continue
-    at += 2 + int.from_bytes(data[at + 2:at + 4], 'big')
-  return 0
 
 
 def _decode_opencv(data):

@@ -276,6 +276,23 @@ def test_the_cache_changes_nothing(each, monkeypatch):
   assert short.truncated.any() and each(TEXTS, length=12).ids.tolist() == expected
 
 
+def test_words_are_encoded_as_they_are_in_their_texts(each):
+  """CLIP's and trained vocabularies keep words apart; what is not known to do so is encoded text by text."""
+  rng = np.random.default_rng(0)
+  letters = list("aeéñüst'’.,;-!&<>/0129日本🙂\u0301\u200b\ud800\u00ad") + ['red', 'circle', "it's", '<eos>', '<pad>']
+  blanks = [' ', '  ', '\t', '\n', '\u00a0', '\u2003', '\u3000', '\x85', '\x1f']
+  texts = list(TEXTS)
+  for _ in range(300):
+    parts = [(letters if rng.random() < 0.75 else blanks) for _ in range(rng.integers(0, 14))]
+    texts.append(''.join(str(rng.choice(part)) for part in parts))
+  whole = each._model.encode([tokenizer_lib._encodable(each.canonicalize(text)) for text in texts])
+  ids = np.concatenate([each([text], length=80).ids for text in texts])
+  start = 0 if each.bos_id is None else 1
+  for text, want, row in zip(texts, whole, ids.tolist()):
+    want = [n for n in want if n != each.eos_id]
+    assert row[start:start + len(want) + 1] == [*want, each.eos_id], repr(text)
+
+
 def test_wrong_calls(trained, clip):
   with pytest.raises(TypeError, match="single string 'red'"):
     trained('red', length=4)

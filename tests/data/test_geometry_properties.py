@@ -1,0 +1,141 @@
+"""Boxes against pixels, from files of many kinds to the batches of training and evaluation.
+
+A bright rectangle is painted into an image, the image is stored, decoded and put on its canvas, and the rectangle is
+looked for there. It must be where the transformed box is, to half an output pixel, and must not be shifted on average.
+"""
+import io
+import time
+
+import marked_pictures as pictures
+import numpy as np
+from painted_pictures import WordTokenizer
+import PIL.Image
+import pytest
+
+from cloc_jax import geometry as geometry_lib
+from cloc_jax.data import pipeline
+from cloc_jax.data import schema
+from cloc_jax.data import transforms
+
+HALF = 0.5 + 1e-3  # float32 boxes
+MODES = transforms.DECODE_MODES
+
+
+def random_size(rng, *, least=8, most=600):
+  """(height, width): all magnitudes and proportions alike."""
+  return tuple(int(v) for v in np.exp(rng.uniform(np.log(least), np.log(most), 2)))
+
+
+def random_geometry(rng, height, width, *, canvas=None):
+  made = geometry_lib.resize_with_pad(height=height, width=width, canvas=canvas or int(rng.integers(24, 240)),
+                                      pad=geometry_lib.PAD_MODES[rng.integers(2)])
+  return made.flip() if rng.random() < 0.5 else made
+
+
+def random_box(rng, made):
+  """Whole-number corners; at least four canvas pixels and two image pixels a side where there are as many."""
+  least = np.minimum(np.maximum(2, np.ceil(4 / made.scale_xy)), [made.width, made.height]).astype(int)
+  x0, y0 = (int(rng.integers(0, n - m + 1)) for n, m in zip((made.width, made.height), least))
+  return x0, y0, int(rng.integers(x0 + least[0], made.width + 1)), int(rng.integers(y0 + least[1], made.height + 1))
+
+
+def check_marker(canvas, made, box):
+  """Asserts that the rectangle is where it should be, forth and back; returns the errors of sides inside the canvas."""
+  want = made.boxes_to_canvas(np.array(box)) * made.canvas
+  found = pictures.find(canvas, want)
+  np.testing.assert_allclose(found, want, atol=HALF, err_msg=f'{made}, {box}')
+  back = made.boxes_from_canvas(found / made.canvas)
+  np.testing.assert_array_less(np.abs(back - box), HALF / np.tile(made.scale_xy, 2), err_msg=f'{made}, {box}')
+  return (found - want)[(found > 0) & (found < made.canvas)]
+
+
+@pytest.mark.parametrize('mode', MODES)
+@pytest.mark.parametrize('kind', pictures.KINDS)
+def test_a_marker_is_found_in_its_box(kind, mode):
+  errors = []
+  for seed in range(12):
+    rng = np.random.default_rng(seed)
+    height, width = random_size(rng)
+    made = random_geometry(rng, height, width)
+    box = random_box(rng, made)
+    opened = transforms.open_image(pictures.encode(pictures.marked(height, width, box), kind), where='', mode=mode)
+    assert (opened.height, opened.width) == (height, width)
+    errors.append(check_marker(opened.on_canvas(made), made, box))
+  assert abs(np.concatenate(errors).mean()) < 0.1  # half a pixel off on one side would be a habit, not an accident
+
+
+@pytest.mark.parametrize('mode', MODES)
+@pytest.mark.parametrize('size', [(1, 2000), (2000, 1), (3, 1500), (1, 1), (3, 2), (2, 3), (1, 9), (17, 1)])
+@pytest.mark.parametrize('kind', ['png', 'jpeg', 'jpeg turned 7', 'cmyk jpeg'])
+def test_extreme_proportions_and_tiny_images(size, mode, kind):
+  height, width = size
+  box = (0, 0, width, height)
+  data = pictures.encode(pictures.marked(height, width, box), kind)
+  for pad in geometry_lib.PAD_MODES:
+    opened = transforms.open_image(data, where='', mode=mode)
+    made = geometry_lib.resize_with_pad(height=opened.height, width=opened.width, canvas=64, pad=pad).flip()
+    # The short side has at least a pixel on the canvas, and its box is that pixel.
+    assert min(made.resized_height, made.resized_width) >= 1
+    check_marker(opened.on_canvas(made), made, box)
+    np.testing.assert_allclose(made.boxes_from_canvas(made.boxes_to_canvas(np.array(box))), box, atol=1e-3)
+
+
+@pytest.mark.parametrize('size', [(10_000, 10_000), (4_000, 25_000)])
+def test_a_hundred_megapixels_are_quick(size):
+  box = (size[1] // 4, size[0] // 4, size[1] // 2, size[0] // 2)
+  grey = np.full(size, 127, np.uint8)
+  grey[box[1]:box[3], box[0]:box[2]] = 240
+  out = io.BytesIO()
+  PIL.Image.fromarray(grey).save(out, 'JPEG', quality=75)
+  began = time.process_time()
+  opened = transforms.open_image(out.getvalue(), where='', mode='fast')
+  made = geometry_lib.resize_with_pad(height=opened.height, width=opened.width, canvas=224)
+  canvas = opened.on_canvas(made)
+  assert time.process_time() - began < 3  # of processor time, on a slow machine; a second at most elsewhere
+  check_marker(canvas, made, box)
+
+
+def marked_records(count, *, kinds=pictures.KINDS, seed=0):
+  """Records with one marked region each, of all kinds and sizes; the recorded size is the image's."""
+  for i in range(count):
+    rng = np.random.default_rng([seed, i])
+    height, width = random_size(rng, least=12, most=300)
+    box = random_box(rng, geometry_lib.resize_with_pad(height=height, width=width, canvas=48))
+    fractions = tuple(float(v) for v in np.array(box) / [width, height, width, height])
+    yield schema.Example(
+        image=pictures.encode(pictures.marked(height, width, box), kinds[i % len(kinds)]), image_id=f'marked-{i}',
+        height=height, width=width, captions=(f'picture {i}',), regions=(schema.Region(box=fractions, caption='it'),))
+
+
+@pytest.mark.parametrize('mode', MODES)
+@pytest.mark.parametrize('flip', [False, True])
+@pytest.mark.parametrize('pad', geometry_lib.PAD_MODES)
+def test_markers_through_the_training_pipeline(write, mode, flip, pad):
+  path = write(list(marked_records(42)))
+  seen = flipped = 0
+  for item in pipeline.train_dataset(path, split='train', tokenizer=WordTokenizer(), batch_size=6, image_size=72,
+                                     pad=pad, flip=flip, epochs=2, decode=mode, regions_per_image=2):
+    batch = item['batch']
+    flipped += int(item['stats']['flipped'])
+    assert batch.image_mask.all() and (batch.region_mask.sum(1) == 1).all() and not item['stats']['corrupt_images']
+    for image, boxes in zip(batch.image, batch.boxes):
+      want = boxes[0] * 72
+      np.testing.assert_allclose(pictures.find(image, want), want, atol=HALF)
+      seen += 1
+  assert seen == 84 and (20 < flipped < 64 if flip else not flipped)
+
+
+@pytest.mark.parametrize('pad', geometry_lib.PAD_MODES)
+def test_markers_through_evaluation(write, pad):
+  records = list(marked_records(42, seed=1))
+  path = write(records)
+  seen = 0
+  for batch in pipeline.eval_batches(path, split='train', batch_size=5, image_size=96, pad=pad):
+    for canvas, example in zip(batch.images, batch.examples):
+      record = records[seen]
+      box = np.array(record.regions[0].box) * [record.width, record.height, record.width, record.height]
+      assert (example.geometry.height, example.geometry.width) == (record.height, record.width)
+      check_marker(canvas, example.geometry, box)
+      np.testing.assert_allclose(example.geometry.boxes_from_canvas(example.boxes[0]), box, atol=0.01)
+      seen += 1
+  assert seen == 42
