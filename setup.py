@@ -36,6 +36,7 @@ setup(
         'dev': ['pytest>=8', 'hypothesis>=6'],
         'tpu': ['jax[tpu]>=0.10'],
         'cuda': ['jax[cuda13]>=0.10'],
+        'hf': ['torch>=2.4', 'transformers>=4.56'],
         'wandb': ['wandb>=0.19'],
     },
     entry_points={'console_scripts': ['cloc = cloc_jax.cli:main']},

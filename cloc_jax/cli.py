@@ -60,19 +60,24 @@ def _parser() -> argparse.ArgumentParser:
   train.set_defaults(run=_train)
 
   evaluate = verbs.add_parser(
-      'eval', help='evaluate a checkpoint on a data set',
+      'eval', help='evaluate a checkpoint, or any other encoder, on a data set',
       description='Encodes a split once and computes every metric that its annotations allow.')
-  evaluate.add_argument('--checkpoint', required=True, metavar='DIR', help="a run's folder, or one step of it")
+  which = evaluate.add_mutually_exclusive_group(required=True)
+  which.add_argument('--checkpoint', metavar='DIR', help="a run's folder, or one step of it")
+  which.add_argument('--encoder', metavar='SPEC', help='hf:DIR or hf:OWNER/NAME: a CLIP, SigLIP or SigLIP 2 of Hugging '
+                     'Face; or a checkpoint of ours')
   evaluate.add_argument('--data', required=True, metavar='PATH', help='a data set made by `cloc data`')
   evaluate.add_argument('--split', action='append', metavar='NAME', help='may be repeated; default: all but train')
   evaluate.add_argument('--step', type=int, help='which checkpoint; default: the newest')
   evaluate.add_argument('--batch-size', type=int, default=64)
   evaluate.add_argument('--limit', type=int, help='the first so many images alone')
   evaluate.add_argument('--pool-limit', type=int, help='the first so many regions alone, for region retrieval')
-  evaluate.add_argument('--region-embedding', choices=('model', 'crop'), default='model',
-                        help='crop: cut every box out and encode it as an image')
-  evaluate.add_argument('--out', metavar='DIR', help='write SPLIT.json there; default: RUN/evals, or RUN/evals/DATA for another data '
-                        "set than the run's own")
+  evaluate.add_argument('--region-embedding', choices=('model', 'prompter', 'roi', 'mask-pool', 'crop'),
+                        help="model: its own region branch, a Prompter for one (default); roi, mask-pool: of its patches "
+                             "(roi is the default for others' encoders); crop: cut every box out and encode it as an "
+                             'image')
+  evaluate.add_argument('--out', metavar='DIR', help='write SPLIT.json there; default: RUN/evals, or RUN/evals/DATA '
+                        "for another data set than the run's own; evals/ENCODER/DATA for others' encoders")
   evaluate.set_defaults(run=_eval)
 
   plan = verbs.add_parser(
@@ -205,18 +210,18 @@ def _plan(args) -> int:
 
 
 def _eval(args) -> int:
-  from cloc_jax import compiler, evaluate, inference
+  from cloc_jax import compiler, encoders, evaluate
   compiler.keep_compiled()
-  cloc = inference.load(args.checkpoint, step=args.step)
+  encoder = encoders.with_regions(encoders.load(args.checkpoint or args.encoder, step=args.step),
+                                  args.region_embedding)
   splits = evaluate.splits_to_evaluate(args.data, args.split)
-  out = pathlib.Path(args.out) if args.out else _evals_folder(cloc, args)
+  out = pathlib.Path(args.out) if args.out else _evals_folder(encoder, args)
   columns = {}
   for split in splits:
-    evaluation, _ = evaluate.run(cloc.functions, cloc.params, path=args.data, split=split,
-                                 batch_size=args.batch_size, limit=args.limit, pool_limit=args.pool_limit,
-                                 region_embedding=args.region_embedding, progress=_counter(split))
-    path = evaluate.write(evaluation, out / f'{split}.json', step=cloc.info['step'], data=os.fspath(args.data),
-                          split=split, region_embedding=args.region_embedding, limit=args.limit)
+    evaluation, _ = evaluate.run_encoder(encoder, path=args.data, split=split, batch_size=args.batch_size,
+                                         limit=args.limit, pool_limit=args.pool_limit, progress=_counter(split))
+    path = evaluate.write(evaluation, out / f'{split}.json', **encoder.info, data=os.fspath(args.data), split=split,
+                          limit=args.limit)
     columns[split] = evaluation.metrics
     print(f'\r{split}: {path}', file=sys.stderr)
     for what, why in evaluation.skipped.items():
@@ -225,14 +230,18 @@ def _eval(args) -> int:
   return 0
 
 
-def _evals_folder(cloc, args):
+def _evals_folder(encoder, args):
   """The run's own evaluations are what its report shows; anything else gets a folder of its own beside them."""
-  folder = pathlib.Path(cloc.info['path']).parent / 'evals'
-  own = pathlib.Path(cloc.info['config']['data']['path']).resolve() == pathlib.Path(args.data).resolve()
-  if own and args.region_embedding == 'model' and args.limit is None and args.step is None:
+  info, how = encoder.info, encoder.info['region_embedding']
+  data = pathlib.Path(args.data).resolve()
+  if 'step' not in info:
+    return pathlib.Path('evals') / '-'.join([*pathlib.PurePath(info['encoder'].partition(':')[2]).parts[-2:],
+                                             data.name, how])
+  folder = pathlib.Path(info['encoder']).parent / 'evals'
+  own = pathlib.Path(encoder.trained_on).resolve() == data
+  if own and how == 'model' and args.limit is None and args.step is None:
     return folder
-  return folder / '-'.join([pathlib.Path(args.data).resolve().name, f'step{cloc.info["step"]}',
-                            *(['crop'] if args.region_embedding == 'crop' else [])])
+  return folder / '-'.join([data.name, f'step{info["step"]}', *([how] if how != 'model' else [])])
 
 
 def _counter(what):

@@ -4,7 +4,7 @@ import os
 import pathlib
 from collections.abc import Sequence
 
-from cloc_jax import evaluators, inference
+from cloc_jax import encoders, evaluators, inference
 from cloc_jax.data import pipeline, schema
 
 _log = logging.getLogger('cloc_jax.evaluate')
@@ -30,27 +30,35 @@ def run(functions: inference.Functions, params, *, path: str | os.PathLike, spli
 
   Args:
     functions, params: the model.
-    path, split: the data set.
-    batch_size: images at a time.
-    limit: take the first so many images alone.
-    pool_limit: take the first so many regions alone for region retrieval.
-    region_embedding: 'model' uses the model's region branch; 'crop' cuts each box out and encodes it as an image.
-    progress: called with the number of images done.
+    region_embedding: one of encoders.REGION_EMBEDDINGS; 'model' is the model's own region branch.
+    path, split, batch_size, limit, pool_limit, progress: as in `run_encoder`.
 
   Raises:
     ValueError: on an unknown `region_embedding`; and what the data and the evaluators raise.
   """
-  p = functions.preprocessing
+  encoder = encoders.with_regions(encoders.of_functions(functions, params), region_embedding)
+  return run_encoder(encoder, path=path, split=split, batch_size=batch_size, limit=limit, pool_limit=pool_limit,
+                     progress=progress)
+
+
+def run_encoder(encoder: encoders.Encoder, *, path: str | os.PathLike, split: str, batch_size: int = 64,
+                limit: int | None = None, pool_limit: int | None = None,
+                progress=None) -> tuple[evaluators.Evaluation, evaluators.Predictions]:
+  """Evaluates any encoder on a split.
+
+  Args:
+    encoder: from encoders.load and encoders.with_regions.
+    path, split: the data set.
+    batch_size: images at a time.
+    limit: take the first so many images alone.
+    pool_limit: take the first so many regions alone for region retrieval.
+    progress: called with the number of images done.
+  """
   meta = schema.read_meta(path)
-  fns = functions.encoder_fns(params)
-  if region_embedding == 'crop':
-    fns = evaluators.crop_regions(fns, p.image_size)
-  elif region_embedding != 'model':
-    raise ValueError(f"region_embedding: expected 'model' or 'crop', got {region_embedding!r}")
-  batches = pipeline.eval_batches(path, split=split, batch_size=batch_size, image_size=p.image_size, pad=p.pad,
-                                  limit=limit)
-  predictions = evaluators.collect(fns, batches, progress=progress)
-  evaluation = evaluators.evaluate_all(predictions, fns=fns, meta=meta, pool_limit=pool_limit)
+  batches = pipeline.eval_batches(path, split=split, batch_size=batch_size, image_size=encoder.image_size,
+                                  pad=encoder.pad, limit=limit)
+  predictions = evaluators.collect(encoder.fns, batches, progress=progress)
+  evaluation = evaluators.evaluate_all(predictions, fns=encoder.fns, meta=meta, pool_limit=pool_limit)
   for what, why in evaluation.skipped.items():
     _log.info('%s: %s not measured: %s', split, what, why)
   return evaluation, predictions

@@ -92,6 +92,7 @@ class Functions:
     self.encode_image = jit(functools.partial(apply, 'encode_image'))
     self.embed_regions = jit(functools.partial(apply, 'embed_regions'))
     self.ground = jit(ground)
+    self.embed_patches = jit(functools.partial(apply, 'embed_patches'))
     self._encode_ids = jit(functools.partial(apply, 'encode_text'))
 
   def encode_text(self, params, texts: Sequence[str], *, region: bool) -> np.ndarray:
@@ -114,7 +115,8 @@ class Functions:
         embed_regions=(lambda image, boxes: self.embed_regions(params, image, boxes))
         if self.can_embed_regions else None,
         encode_text=lambda texts, *, region: self.encode_text(params, texts, region=region),
-        ground=(lambda image, z_text: self.ground(params, image, z_text)) if self.can_ground else None)
+        ground=(lambda image, z_text: self.ground(params, image, z_text)) if self.can_ground else None,
+        embed_patches=lambda image: self.embed_patches(params, image))
 
 
 class Cloc:

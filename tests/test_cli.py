@@ -44,7 +44,7 @@ def stopped(argv):
     (['train'], ['--config FILE.py[:ARGS]', '--workdir DIR', '--report', '--coordinator HOST:PORT', '--num-processes',
                  '--process-id', '--config.optim.learning_rate=1e-3', 'resume']),
     (['eval'], ['--checkpoint DIR', '--data PATH', '--split NAME', '--step', '--batch-size', '--limit', '--pool-limit',
-                '--region-embedding {model,crop}', '--out DIR']),
+                '--encoder SPEC', '--region-embedding {model,prompter,roi,mask-pool,crop}', '--out DIR']),
     (['report'], ['--workdir DIR', '--out FILE', '--images']),
     (['data'], ['scenes', 'import-coco', 'inspect']),
     (['data', 'scenes'], ['--out DIR', '--train', '--val', '--unseen', '--size', '--seed', '--sprites SPEC',

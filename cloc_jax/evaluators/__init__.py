@@ -5,6 +5,7 @@
 from cloc_jax.evaluators.collect import EncoderFns, Predictions, collect
 from cloc_jax.evaluators.crop import crop_regions
 from cloc_jax.evaluators.grounding import Grounding
+from cloc_jax.evaluators.pooled import pooled_regions
 from cloc_jax.evaluators.ranking import NothingToMeasure
 from cloc_jax.evaluators.region_recognition import RegionRecognition
 from cloc_jax.evaluators.region_retrieval import RegionRetrieval
@@ -13,4 +14,5 @@ from cloc_jax.evaluators.suite import Evaluation, evaluate_all
 from cloc_jax.evaluators.zeroshot import ZeroShot
 
 __all__ = ['EncoderFns', 'Evaluation', 'Grounding', 'ImageTextRetrieval', 'NothingToMeasure', 'Predictions',
-           'RegionRecognition', 'RegionRetrieval', 'ZeroShot', 'collect', 'crop_regions', 'evaluate_all']
+           'RegionRecognition', 'RegionRetrieval', 'ZeroShot', 'collect', 'crop_regions', 'evaluate_all',
+           'pooled_regions']

@@ -25,12 +25,15 @@ class EncoderFns:
     any number of texts: batching and padding to a static size is its own business.
   ground: handle, z_text (B, M, E) → (boxes (B, M, 4) xyxy normalised to the canvas, scores (B, M)); None without a
     box head.
+  embed_patches: handle → (B, h, w, E), the grid of patches over the canvas, projected to the joint space, and not
+    normalised; None where the model has no such thing.
   """
   encode_image: Callable[[np.ndarray], Any]
   image_embedding: Callable[[Any], Any]
   embed_regions: Callable[[Any, np.ndarray], Any] | None
   encode_text: Callable[..., Any]
   ground: Callable[[Any, np.ndarray], tuple[Any, Any]] | None
+  embed_patches: Callable[[Any], Any] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
