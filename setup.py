@@ -33,7 +33,7 @@ setup(
         'absl-py>=2.1',
     ],
     extras_require={
-        'dev': ['pytest>=8', 'hypothesis>=6'],
+        'dev': ['pytest>=8', 'hypothesis>=6', 'scikit-learn>=1.5'],
         'tpu': ['jax[tpu]>=0.10'],
         'cuda': ['jax[cuda13]>=0.10'],
         'hf': ['torch>=2.4', 'transformers>=4.56'],

@@ -20,6 +20,8 @@ HEADLINES = (
     ('image_text_retrieval/t2i_r1', 'text → image, R@1'),
     ('grounding/acc_iou50', 'grounding, accuracy at IoU 0.5'),
     ('grounding/mean_iou', 'grounding, mean IoU'),
+    ('grounding_proposals/acc_iou50', "grounding among the image's boxes, accuracy"),
+    ('pointing_game/patch_acc', 'pointing game, best patch'),
 )
 
 
