@@ -210,9 +210,11 @@ def _plan(args) -> int:
 
 
 def _eval(args) -> int:
-  from cloc_jax import compiler, encoders, evaluate
+  import jax
+  from cloc_jax import compiler, encoders, evaluate, sharding
   compiler.keep_compiled()
-  encoder = encoders.with_regions(encoders.load(args.checkpoint or args.encoder, step=args.step),
+  mesh = sharding.make_mesh() if jax.device_count() > 1 else None
+  encoder = encoders.with_regions(encoders.load(args.checkpoint or args.encoder, step=args.step, mesh=mesh),
                                   args.region_embedding)
   splits = evaluate.splits_to_evaluate(args.data, args.split)
   out = pathlib.Path(args.out) if args.out else _evals_folder(encoder, args)

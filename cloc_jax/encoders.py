@@ -3,7 +3,9 @@ import dataclasses
 import os
 from typing import Any
 
-from cloc_jax import evaluators, inference
+import jax
+
+from cloc_jax import evaluators, inference, sharding
 from cloc_jax.evaluators import EncoderFns
 
 # 'model' is whatever region branch the model has of its own.
@@ -16,29 +18,31 @@ class Encoder:
   """An encoder as the evaluators take it.
 
   fns: the functions. image_size, pad: of the canvases they take. info: JSON values for the reports. trained_on: the
-  path of its training data, '' where that is not known.
+  path of its training data, '' where that is not known. devices: the size of a batch is a multiple of them.
   """
   fns: EncoderFns
   image_size: int
   pad: str
   info: dict[str, Any]
   trained_on: str = ''
+  devices: int = 1
 
 
 def of_functions(functions: inference.Functions, params) -> Encoder:
   """One of our models; its regions by its own branch."""
   p = functions.preprocessing
-  return Encoder(fns=functions.encoder_fns(params), image_size=p.image_size, pad=p.pad,
+  return Encoder(fns=functions.encoder_fns(params), image_size=p.image_size, pad=p.pad, devices=functions.devices,
                  info={'region_embedding': 'model', 'region_branch': functions.model.region_encoder})
 
 
-def load(spec: str, *, step: int | None = None) -> Encoder:
+def load(spec: str, *, step: int | None = None, mesh: jax.sharding.Mesh | None = None) -> Encoder:
   """Opens an encoder.
 
   Args:
     spec: 'hf:DIR' or 'hf:OWNER/NAME', a CLIP, SigLIP or SigLIP 2 of Hugging Face; 'open_clip:FILE'; anything else is
       one of our checkpoints.
     step: of our checkpoint; the newest by default.
+    mesh: our checkpoints split each batch over its devices.
 
   Raises:
     FileNotFoundError, ValueError, ModuleNotFoundError: saying what is missing.
@@ -51,7 +55,12 @@ def load(spec: str, *, step: int | None = None) -> Encoder:
       raise ValueError(f'{spec!r}: expected {kind}:NAME')
     return _hugging_face(name) if kind == 'hf' else _open_clip(name)
   cloc = inference.load(spec, step=step)
-  encoder = of_functions(cloc.functions, cloc.params)
+  functions, params = cloc.functions, cloc.params
+  if mesh is not None:
+    functions = inference.Functions(functions.model, tokenizer=functions.tokenizer,
+                                    preprocessing=functions.preprocessing, mesh=mesh)
+    params = jax.device_put(params, sharding.replicated(mesh))
+  encoder = of_functions(functions, params)
   return dataclasses.replace(encoder, trained_on=cloc.info['config']['data']['path'],
                              info={'encoder': cloc.info['path'], 'step': cloc.info['step'], **encoder.info})
 

@@ -51,12 +51,13 @@ def run_encoder(encoder: encoders.Encoder, *, path: str | os.PathLike, split: st
   Args:
     encoder: from encoders.load and encoders.with_regions.
     path, split: the data set.
-    batch_size: images at a time.
+    batch_size: images at a time, rounded up to a multiple of the encoder's devices.
     limit: take the first so many images alone.
     pool_limit: take the first so many regions alone for region retrieval.
     progress: called with the number of images done.
   """
   meta = schema.read_meta(path)
+  batch_size = -(-batch_size // encoder.devices) * encoder.devices
   batches = pipeline.eval_batches(path, split=split, batch_size=batch_size, image_size=encoder.image_size,
                                   pad=encoder.pad, limit=limit)
   predictions = evaluators.collect(encoder.fns, batches, progress=progress)
