@@ -8,7 +8,8 @@ import sys
 import time
 
 # Errors that the user can mend: shown as one line, without a traceback (--debug shows it).
-_USER_ERRORS = (ValueError, TypeError, KeyError, FileNotFoundError, FileExistsError, PermissionError)
+_USER_ERRORS = (ValueError, TypeError, KeyError, FileNotFoundError, FileExistsError, PermissionError,
+                ModuleNotFoundError)
 
 
 def main(argv=None) -> int:
@@ -78,7 +79,16 @@ def _parser() -> argparse.ArgumentParser:
                              'image')
   evaluate.add_argument('--out', metavar='DIR', help='write SPLIT.json there; default: RUN/evals, or RUN/evals/DATA '
                         "for another data set than the run's own; evals/ENCODER/DATA for others' encoders")
+  evaluate.add_argument('--dump', metavar='FILE.parquet', help='also write what was predicted of every region')
   evaluate.set_defaults(run=_eval)
+
+  diff = verbs.add_parser('eval-diff', help='compare the dumps of two evaluations: which boxes flipped',
+                          description='Says which regions one encoder has right and the other wrong, by class.')
+  diff.add_argument('a', metavar='A.parquet', help='written by `cloc eval --dump`')
+  diff.add_argument('b', metavar='B.parquet')
+  diff.add_argument('--out', metavar='FILE.html', help='also write a page with pictures of some')
+  diff.add_argument('--images', type=int, default=24, help='pictures of each kind')
+  diff.set_defaults(run=_eval_diff)
 
   plan = verbs.add_parser(
       'plan', help='will an experiment fit on given hardware, and how fast will it go?',
@@ -219,16 +229,45 @@ def _eval(args) -> int:
   splits = evaluate.splits_to_evaluate(args.data, args.split)
   out = pathlib.Path(args.out) if args.out else _evals_folder(encoder, args)
   columns = {}
-  for split in splits:
-    evaluation, _ = evaluate.run_encoder(encoder, path=args.data, split=split, batch_size=args.batch_size,
-                                         limit=args.limit, pool_limit=args.pool_limit, progress=_counter(split))
-    path = evaluate.write(evaluation, out / f'{split}.json', **encoder.info, data=os.fspath(args.data), split=split,
-                          limit=args.limit)
-    columns[split] = evaluation.metrics
-    print(f'\r{split}: {path}', file=sys.stderr)
-    for what, why in evaluation.skipped.items():
-      print(f'{split}: {what} not measured: {why}', file=sys.stderr)
+  with _dump(args, encoder) as dumped:
+    for split in splits:
+      columns[split] = _eval_split(encoder, args, split=split, out=out, dumped=dumped)
+  if args.dump:
+    print(f'{args.dump}: the predictions', file=sys.stderr)
   print(evaluate.table(columns))
+  return 0
+
+
+def _dump(args, encoder):
+  """A context: the writer of the predictions, or None."""
+  import contextlib
+  from cloc_jax import dump
+  if not args.dump:
+    return contextlib.nullcontext()
+  return dump.Writer(args.dump, info={**encoder.info, 'data': os.path.abspath(args.data)})
+
+
+def _eval_split(encoder, args, *, split, out, dumped):
+  from cloc_jax import evaluate
+  evaluation, predictions = evaluate.run_encoder(encoder, path=args.data, split=split, batch_size=args.batch_size,
+                                                 limit=args.limit, pool_limit=args.pool_limit,
+                                                 progress=_counter(split))
+  path = evaluate.write(evaluation, out / f'{split}.json', **encoder.info, data=os.fspath(args.data), split=split,
+                        limit=args.limit)
+  if dumped is not None:
+    evaluate.dump(dumped, predictions, encoder, path=args.data, split=split)
+  print(f'\r{split}: {path}', file=sys.stderr)
+  for what, why in evaluation.skipped.items():
+    print(f'{split}: {what} not measured: {why}', file=sys.stderr)
+  return evaluation.metrics
+
+
+def _eval_diff(args) -> int:
+  from cloc_jax import eval_diff
+  diff = eval_diff.compare(args.a, args.b)
+  print(eval_diff.text(diff))
+  if args.out:
+    print(eval_diff.write_page(diff, args.out, images=args.images))
   return 0
 
 

@@ -4,6 +4,7 @@ import os
 import pathlib
 from collections.abc import Sequence
 
+from cloc_jax import dump as dump_lib
 from cloc_jax import encoders, evaluators, inference
 from cloc_jax.data import pipeline, schema
 
@@ -65,6 +66,13 @@ def run_encoder(encoder: encoders.Encoder, *, path: str | os.PathLike, split: st
   for what, why in evaluation.skipped.items():
     _log.info('%s: %s not measured: %s', split, what, why)
   return evaluation, predictions
+
+
+def dump(writer: dump_lib.Writer, predictions: evaluators.Predictions, encoder: encoders.Encoder, *,
+         path: str | os.PathLike, split: str) -> None:
+  """Adds a split's predictions to a dump."""
+  writer.write(predictions, split=split, encode_text=encoder.fns.encode_text,
+               categories=schema.read_meta(path).categories)
 
 
 def splits_to_evaluate(path: str | os.PathLike, splits: Sequence[str] | None) -> list[str]:
