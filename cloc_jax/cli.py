@@ -67,11 +67,16 @@ def _parser() -> argparse.ArgumentParser:
   which.add_argument('--checkpoint', metavar='DIR', help="a run's folder, or one step of it")
   which.add_argument('--encoder', metavar='SPEC', help='hf:DIR or hf:OWNER/NAME: a CLIP, SigLIP or SigLIP 2 of Hugging '
                      'Face; or a checkpoint of ours')
-  evaluate.add_argument('--data', required=True, metavar='PATH', help='a data set made by `cloc data`')
+  what = evaluate.add_mutually_exclusive_group(required=True)
+  what.add_argument('--data', metavar='PATH', help='a data set made by `cloc data`')
+  what.add_argument('--imagefolder', metavar='DIR', help='zero-shot classification of images, one folder a class')
+  evaluate.add_argument('--classes', metavar='FILE.json', help='of an image folder: {"classes": {FOLDER: NAME}, '
+                        '"templates": ["a photo of a {}."]}; default: the folders\' names, that template')
   evaluate.add_argument('--split', action='append', metavar='NAME', help='may be repeated; default: all but train')
   evaluate.add_argument('--step', type=int, help='which checkpoint; default: the newest')
   evaluate.add_argument('--batch-size', type=int, default=64)
-  evaluate.add_argument('--limit', type=int, help='the first so many images alone')
+  evaluate.add_argument('--limit', type=int, help='the first so many images alone; so many, spread evenly, of an image '
+                        'folder')
   evaluate.add_argument('--pool-limit', type=int, help='the first so many regions alone, for region retrieval')
   evaluate.add_argument('--region-embedding', choices=('model', 'prompter', 'roi', 'mask-pool', 'crop'),
                         help="model: its own region branch, a Prompter for one (default); roi, mask-pool: of its patches "
@@ -224,8 +229,12 @@ def _eval(args) -> int:
   from cloc_jax import compiler, encoders, evaluate, sharding
   compiler.keep_compiled()
   mesh = sharding.make_mesh() if jax.device_count() > 1 else None
-  encoder = encoders.with_regions(encoders.load(args.checkpoint or args.encoder, step=args.step, mesh=mesh),
-                                  args.region_embedding)
+  encoder = encoders.load(args.checkpoint or args.encoder, step=args.step, mesh=mesh)
+  if args.imagefolder:
+    return _eval_imagefolder(encoder, args)
+  if args.classes:
+    raise ValueError('--classes belongs to --imagefolder; a data set made by `cloc data` lists its own')
+  encoder = encoders.with_regions(encoder, args.region_embedding)
   splits = evaluate.splits_to_evaluate(args.data, args.split)
   out = pathlib.Path(args.out) if args.out else _evals_folder(encoder, args)
   columns = {}
@@ -262,6 +271,24 @@ def _eval_split(encoder, args, *, split, out, dumped):
   return evaluation.metrics
 
 
+def _eval_imagefolder(encoder, args) -> int:
+  from cloc_jax import evaluate
+  for option in ('split', 'dump', 'region_embedding', 'pool_limit'):
+    if getattr(args, option):
+      raise ValueError(f'--{option.replace("_", "-")} does not apply to --imagefolder')
+  name = pathlib.Path(args.imagefolder).resolve().name
+  evaluation, about = evaluate.run_imagefolder(encoder, path=args.imagefolder, classes=args.classes, limit=args.limit,
+                                               batch_size=args.batch_size, progress=_counter(name))
+  folder = pathlib.Path(args.out) if args.out else _evals_folder(encoder, args)
+  path = evaluate.write(evaluation, folder / f'{name}.json', **encoder.info, data=os.path.abspath(args.imagefolder),
+                        limit=args.limit, **about)
+  print(f'\r{name}: {path}', file=sys.stderr)
+  if about['other_files']:
+    print(f'{name}: {about["other_files"]} files are no images and were left out', file=sys.stderr)
+  print(evaluate.table({name: evaluation.metrics}))
+  return 0
+
+
 def _eval_diff(args) -> int:
   from cloc_jax import eval_diff
   diff = eval_diff.compare(args.a, args.b)
@@ -273,11 +300,11 @@ def _eval_diff(args) -> int:
 
 def _evals_folder(encoder, args):
   """The run's own evaluations are what its report shows; anything else gets a folder of its own beside them."""
-  info, how = encoder.info, encoder.info['region_embedding']
-  data = pathlib.Path(args.data).resolve()
+  info, how = encoder.info, encoder.info.get('region_embedding', 'model')
+  data = pathlib.Path(args.data or args.imagefolder).resolve()
   if 'step' not in info:
     return pathlib.Path('evals') / '-'.join([*pathlib.PurePath(info['encoder'].partition(':')[2]).parts[-2:],
-                                             data.name, how])
+                                             data.name, *([how] if how != 'model' else [])])
   folder = pathlib.Path(info['encoder']).parent / 'evals'
   own = pathlib.Path(encoder.trained_on).resolve() == data
   if own and how == 'model' and args.limit is None and args.step is None:

@@ -4,14 +4,19 @@ import os
 import pathlib
 from collections.abc import Sequence
 
+import numpy as np
+
 from cloc_jax import dump as dump_lib
 from cloc_jax import encoders, evaluators, inference
-from cloc_jax.data import pipeline, schema
+from cloc_jax.data import imagefolder, pipeline, schema
+from cloc_jax.evaluators import suite, zeroshot
 
 _log = logging.getLogger('cloc_jax.evaluate')
 
 # What a person looks at first; the JSON file holds everything.
 HEADLINES = (
+    ('zeroshot/top1', 'zero-shot classification, top-1'),
+    ('zeroshot/macc', 'zero-shot classification, mean per class'),
     ('region_recognition/top1', 'region recognition, top-1'),
     ('region_recognition/macc', 'region recognition, mAcc'),
     ('region_retrieval/r2t_r1', 'region → text, R@1'),
@@ -66,6 +71,40 @@ def run_encoder(encoder: encoders.Encoder, *, path: str | os.PathLike, split: st
   for what, why in evaluation.skipped.items():
     _log.info('%s: %s not measured: %s', split, what, why)
   return evaluation, predictions
+
+
+def run_imagefolder(encoder: encoders.Encoder, *, path: str | os.PathLike, classes: str | os.PathLike | None = None,
+                    batch_size: int = 64, limit: int | None = None,
+                    progress=None) -> tuple[evaluators.Evaluation, dict]:
+  """Zero-shot classification of a folder with one folder a class.
+
+  Args:
+    encoder: from encoders.load.
+    path, classes: as imagefolder.read_classes.
+    batch_size: images at a time, rounded up to a multiple of the encoder's devices.
+    limit: take so many images, spread evenly over the classes.
+    progress: called with the number of images done.
+
+  Returns:
+    The evaluation, and JSON values about it: per-class accuracy, templates, files that are no images.
+  """
+  listed = imagefolder.read_classes(path, classes, templates=zeroshot.DEFAULT_TEMPLATES)
+  found = imagefolder.find(path, listed, limit=limit)
+  batch_size = -(-batch_size // encoder.devices) * encoder.devices
+  z, done = [], 0
+  for images, count in imagefolder.batches(found, batch_size=batch_size, image_size=encoder.image_size,
+                                           pad=encoder.pad):
+    z.append(np.asarray(encoder.fns.image_embedding(encoder.fns.encode_image(images)), np.float32)[:count])
+    done += count
+    if progress is not None:
+      progress(done)
+  z_image = np.concatenate(z)
+  evaluator = evaluators.ZeroShot(class_names=listed.names, encode_text=suite.encoded_once(encoder.fns.encode_text),
+                                  templates=listed.templates, prefix='zeroshot/')
+  metrics = dict(evaluator.run(z_image=z_image, labels=found.labels))
+  per_class = evaluator.per_class(evaluator.ranks(z_image=z_image, labels=found.labels), labels=found.labels)
+  evaluation = evaluators.Evaluation(metrics=metrics, skipped={}, protocols={'zeroshot': evaluator.protocol})
+  return evaluation, {'per_class': per_class, 'templates': list(listed.templates), 'other_files': found.other_files}
 
 
 def dump(writer: dump_lib.Writer, predictions: evaluators.Predictions, encoder: encoders.Encoder, *,

@@ -43,7 +43,7 @@ def stopped(argv):
     ([], ['train', 'eval', 'report', 'data', '--debug']),
     (['train'], ['--config FILE.py[:ARGS]', '--workdir DIR', '--report', '--coordinator HOST:PORT', '--num-processes',
                  '--process-id', '--config.optim.learning_rate=1e-3', 'resume']),
-    (['eval'], ['--checkpoint DIR', '--data PATH', '--split NAME', '--step', '--batch-size', '--limit', '--pool-limit',
+    (['eval'], ['--checkpoint DIR', '--data PATH', '--imagefolder DIR', '--classes FILE.json', '--split NAME', '--step', '--batch-size', '--limit', '--pool-limit',
                 '--encoder SPEC', '--region-embedding {model,prompter,roi,mask-pool,crop}', '--out DIR', '--dump FILE.parquet']),
     (['eval-diff'], ['A.parquet', 'B.parquet', '--out FILE.html', '--images']),
     (['report'], ['--workdir DIR', '--out FILE', '--images']),

@@ -62,7 +62,7 @@ def evaluate_all(predictions: Predictions, *, fns: EncoderFns, meta, pool_limit:
     ValueError: if a region's category, or an unseen category, is not among `meta.categories`.
   """
   metrics, skipped, protocols = {}, {}, {}
-  encode_text = _encoded_once(fns.encode_text)
+  encode_text = encoded_once(fns.encode_text)
   if meta.categories:
     for part, subset in _category_subsets(meta).items():
       recognition = RegionRecognition(categories=meta.categories, encode_text=encode_text, subset=subset,
@@ -110,7 +110,7 @@ def _run(evaluator, name: str, predictions, metrics, skipped, protocols, *, part
   protocols[name] = evaluator.protocol
 
 
-def _encoded_once(encode_text: Callable) -> Callable:
+def encoded_once(encode_text: Callable) -> Callable:
   """The same function, which remembers what it was asked: three parts of the evaluation share one list of names."""
   known = {}
 
