@@ -34,9 +34,11 @@ setup(
         'ijson>=3.4',                   # annotation files of gigabytes, read as a stream
     ],
     extras_require={
-        'dev': ['pytest>=8', 'hypothesis>=6'],
+        'dev': ['pytest>=8', 'hypothesis>=6', 'scikit-learn>=1.5', 'pyarrow>=17'],
         'tpu': ['jax[tpu]>=0.10'],
         'cuda': ['jax[cuda13]>=0.10'],
+        'hf': ['torch>=2.4', 'transformers>=4.56'],
+        'parquet': ['pyarrow>=17'],
         'wandb': ['wandb>=0.19'],
     },
     entry_points={'console_scripts': ['cloc = cloc_jax.cli:main']},

@@ -6,6 +6,7 @@
   cloc.ground(image, ['a red circle'])                  # boxes in pixels of the original image, and scores
   cloc.classify_regions(image, boxes, ['cat', 'dog'])
 """
+import contextlib
 import dataclasses
 import functools
 import os
@@ -16,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cloc_jax import checkpoint, compiler, config as config_lib, models, trees
+from cloc_jax import checkpoint, compiler, config as config_lib, models, sharding, trees
 from cloc_jax.batch import abstract_batch
 from cloc_jax.data import tokenizer as tokenizer_lib
 from cloc_jax.data import transforms
@@ -75,13 +76,19 @@ def _bucket(n: int) -> int:
 class Functions:
   """The model's functions, compiled, with parameters bound at call time. What `Cloc` and the evaluators share."""
 
-  def __init__(self, model: ClocModel, *, tokenizer, preprocessing: Preprocessing, text_batch: int = 64):
-    self.model, self.tokenizer, self.preprocessing, self._text_batch = model, tokenizer, preprocessing, text_batch
+  def __init__(self, model: ClocModel, *, tokenizer, preprocessing: Preprocessing, text_batch: int = 64,
+               mesh: jax.sharding.Mesh | None = None):
+    """With a mesh, of this process's own devices, `encoder_fns` and `encode_text` split each batch over them."""
+    self.model, self.tokenizer, self.preprocessing = model, tokenizer, preprocessing
+    self.devices = 1 if mesh is None else mesh.size
+    self._text_batch = -(-text_batch // self.devices) * self.devices
+    self._split = (lambda x: x) if mesh is None else (lambda x: sharding.to_global(np.asarray(x), mesh))
     self.can_embed_regions = model.region_encoder != 'none'
     self.can_ground = model.region_encoder == 'prompter'
 
     def apply(method, params, *args):
-      return model.apply({'params': params}, *args, method=method)
+      with contextlib.nullcontext() if mesh is None else jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+        return model.apply({'params': params}, *args, method=method)
 
     def ground(params, image, z_text):
       boxes = apply('ground', params, image, z_text)
@@ -92,6 +99,7 @@ class Functions:
     self.encode_image = jit(functools.partial(apply, 'encode_image'))
     self.embed_regions = jit(functools.partial(apply, 'embed_regions'))
     self.ground = jit(ground)
+    self.embed_patches = jit(functools.partial(apply, 'embed_patches'))
     self._encode_ids = jit(functools.partial(apply, 'encode_text'))
 
   def encode_text(self, params, texts: Sequence[str], *, region: bool) -> np.ndarray:
@@ -103,18 +111,19 @@ class Functions:
       part = ids[start:start + self._text_batch]
       padded = np.zeros((self._text_batch, ids.shape[1]), np.int32)
       padded[:len(part)] = part
-      out.append(np.asarray(self._encode_ids(params, padded))[:len(part)])
+      out.append(np.asarray(self._encode_ids(params, self._split(padded)))[:len(part)])
     return np.concatenate(out) if out else np.zeros((0, self.model.embed_dim), np.float32)
 
   def encoder_fns(self, params) -> EncoderFns:
-    """These functions in the form the evaluators take."""
+    """These functions in the form the evaluators take. With a mesh, a batch is a multiple of `devices`."""
     return EncoderFns(
-        encode_image=lambda images: self.encode_image(params, images),
+        encode_image=lambda images: self.encode_image(params, self._split(images)),
         image_embedding=lambda image: image.z,
-        embed_regions=(lambda image, boxes: self.embed_regions(params, image, boxes))
+        embed_regions=(lambda image, boxes: self.embed_regions(params, image, self._split(boxes)))
         if self.can_embed_regions else None,
         encode_text=lambda texts, *, region: self.encode_text(params, texts, region=region),
-        ground=(lambda image, z_text: self.ground(params, image, z_text)) if self.can_ground else None)
+        ground=(lambda image, z_text: self.ground(params, image, self._split(z_text))) if self.can_ground else None,
+        embed_patches=lambda image: self.embed_patches(params, image))
 
 
 class Cloc:

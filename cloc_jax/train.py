@@ -167,7 +167,9 @@ def train(config, *, workdir: str | os.PathLike, quiet: bool = False) -> Result:
   progress = None
   try:
     state, shardings, start = _state(model, tx, data, keeper, mesh=mesh, rules=rules, options=options, loss=loss)
-    functions = inference.Functions(model, tokenizer=tokenizer, preprocessing=preprocessing)
+    # Several processes are each given all images to evaluate, and make the same calls; one alone splits its batches.
+    functions = inference.Functions(model, tokenizer=tokenizer, preprocessing=preprocessing,
+                                    mesh=mesh if jax.process_count() == 1 else None)
     run_evals = _evaluator(functions, evals, path=evals.path or data.path, splits=splits, workdir=workdir)
     if start >= total:
       return Result('already_done', start, total, workdir, _read_evaluations(workdir, splits))

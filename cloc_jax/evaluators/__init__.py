@@ -5,6 +5,9 @@
 from cloc_jax.evaluators.collect import EncoderFns, Predictions, collect
 from cloc_jax.evaluators.crop import crop_regions
 from cloc_jax.evaluators.grounding import Grounding
+from cloc_jax.evaluators.pointing import PointingGame
+from cloc_jax.evaluators.pooled import pooled_regions
+from cloc_jax.evaluators.proposals import ProposalGrounding
 from cloc_jax.evaluators.ranking import NothingToMeasure
 from cloc_jax.evaluators.region_recognition import RegionRecognition
 from cloc_jax.evaluators.region_retrieval import RegionRetrieval
@@ -12,5 +15,6 @@ from cloc_jax.evaluators.retrieval import ImageTextRetrieval
 from cloc_jax.evaluators.suite import Evaluation, evaluate_all
 from cloc_jax.evaluators.zeroshot import ZeroShot
 
-__all__ = ['EncoderFns', 'Evaluation', 'Grounding', 'ImageTextRetrieval', 'NothingToMeasure', 'Predictions',
-           'RegionRecognition', 'RegionRetrieval', 'ZeroShot', 'collect', 'crop_regions', 'evaluate_all']
+__all__ = ['EncoderFns', 'Evaluation', 'Grounding', 'ImageTextRetrieval', 'NothingToMeasure', 'PointingGame',
+           'Predictions', 'ProposalGrounding', 'RegionRecognition', 'RegionRetrieval', 'ZeroShot', 'collect', 'crop_regions', 'evaluate_all',
+           'pooled_regions']

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from cloc_jax.evaluators import points as points_lib
 from cloc_jax.geometry import Geometry
 
 # Regions per image are padded up to one of these, so that a jitted function meets a handful of shapes and no more;
@@ -25,12 +26,15 @@ class EncoderFns:
     any number of texts: batching and padding to a static size is its own business.
   ground: handle, z_text (B, M, E) → (boxes (B, M, 4) xyxy normalised to the canvas, scores (B, M)); None without a
     box head.
+  embed_patches: handle → (B, h, w, E), the grid of patches over the canvas, projected to the joint space, and not
+    normalised; None where the model has no such thing.
   """
   encode_image: Callable[[np.ndarray], Any]
   image_embedding: Callable[[Any], Any]
   embed_regions: Callable[[Any, np.ndarray], Any] | None
   encode_text: Callable[..., Any]
   ground: Callable[[Any, np.ndarray], tuple[Any, Any]] | None
+  embed_patches: Callable[[Any], Any] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,6 +56,8 @@ class Predictions:
   pred_boxes: (k, 4) float32 xyxy normalised to the canvas, where the model grounds each region's caption; None
     without a box head.
   pred_scores: (k,) float32; None without a box head.
+  points: (k, 2) float32 xy, normalised to the canvas: the centre of the patch on the image that is most like each
+    region's caption; None without patch embeddings.
   masked_images: how many images of the batches were masked out (unreadable, or padding with a record of its own).
   """
   image_ids: tuple[str, ...]
@@ -68,6 +74,7 @@ class Predictions:
   z_region_text: np.ndarray
   pred_boxes: np.ndarray | None = None
   pred_scores: np.ndarray | None = None
+  points: np.ndarray | None = None
   masked_images: int = 0
 
   def __post_init__(self):
@@ -76,19 +83,28 @@ class Predictions:
         (len(self.image_ids), ('z_image', 'geometry')),
         (len(self.captions), ('caption_image', 'z_caption')),
         (len(self.boxes), ('region_image', 'region_captions', 'categories', 'z_region', 'z_region_text',
-                           'pred_boxes', 'pred_scores')))
+                           'pred_boxes', 'pred_scores', 'points')))
     for count, names in groups:
       for name in names:
         value = getattr(self, name)
         if value is not None and len(value) != count:
           raise ValueError(f'predictions.{name}: expected {count} entries, got {len(value)}')
 
+  def in_pixels(self, boxes: np.ndarray, *, image: np.ndarray) -> np.ndarray:
+    """Boxes (p, 4) normalised to the canvas → pixels of each one's own original image, `image` (p,), cut at its edge."""
+    out = np.empty_like(boxes)
+    order = np.argsort(image, kind='stable')
+    images, starts = np.unique(image[order], return_index=True)
+    for number, rows in zip(images, np.split(order, starts[1:])):
+      out[rows] = self.geometry[number].boxes_from_canvas(boxes[rows])
+    return out
+
 
 def collect(fns: EncoderFns, batches: Iterable, *, progress: Callable[[int], None] | None = None) -> Predictions:
   """Encodes a data set: one pass over `batches`, each image encoded once, each distinct text encoded once.
 
-  Texts are gathered and encoded together at the end; with `fns.ground`, which needs them beside the image, each
-  batch's region captions that were not met before are encoded with the batch.
+  Texts are gathered and encoded together at the end; with `fns.ground` or `fns.embed_patches`, which are compared with
+  them beside the image, each batch's region captions that were not met before are encoded with the batch.
 
   How often the functions are called depends on the regions and texts. So on several hosts that share one model, give
   each host all batches: they then make the same calls in the same order, and each holds the whole pool.
@@ -104,7 +120,7 @@ def collect(fns: EncoderFns, batches: Iterable, *, progress: Callable[[int], Non
     ValueError: if there is no image; if an example contradicts itself; or if a function returns the wrong shape,
       NaN, or embeddings that are not of unit length. Names the images of the batch.
   """
-  examples, z_image, z_region, pred_boxes, pred_scores = [], [], [], [], []
+  examples, z_image, z_region, pred_boxes, pred_scores, points = [], [], [], [], [], []
   region_texts = _Texts(fns.encode_text, region=True)
   masked = 0
   for batch in batches:
@@ -120,8 +136,11 @@ def collect(fns: EncoderFns, batches: Iterable, *, progress: Callable[[int], Non
     slots = _Slots(kept, rows=rows, batch_size=b)
     if fns.embed_regions is not None:
       z_region.append(_embed_regions(fns, handle, slots, width=z.shape[-1], where=where))
-    if fns.ground is not None:
+    if fns.ground is not None or fns.embed_patches is not None:
       z_text = region_texts.lookup(slots.captions, width=z.shape[-1])
+    if fns.embed_patches is not None:
+      points.append(_points(fns, handle, slots, z_text=z_text, geometry=[e.geometry for e in kept], rows=rows))
+    if fns.ground is not None:
       found_boxes, found_scores = _ground(fns, handle, slots, z_text=z_text, where=where)
       pred_boxes.append(found_boxes)
       pred_scores.append(found_scores)
@@ -149,6 +168,7 @@ def collect(fns: EncoderFns, batches: Iterable, *, progress: Callable[[int], Non
       z_region_text=region_texts.lookup(region_captions, width=width),
       pred_boxes=None if fns.ground is None else np.concatenate(pred_boxes),
       pred_scores=None if fns.ground is None else np.concatenate(pred_scores),
+      points=None if fns.embed_patches is None else np.concatenate(points),
       masked_images=masked)
 
 
@@ -233,6 +253,20 @@ def _ground(fns, handle, slots: _Slots, *, z_text, where: str) -> tuple[np.ndarr
     if not (np.isfinite(boxes).all() and np.isfinite(scores).all()):
       raise ValueError(f'ground, {where}: boxes or scores hold NaN or infinity')
   return boxes, scores
+
+
+def _points(fns, handle, slots: _Slots, *, z_text, geometry, rows) -> np.ndarray:
+  out = np.zeros((len(slots), 2), np.float32)
+  if not len(slots):
+    return out
+  patches = fns.embed_patches(handle)
+  on_image = np.ones(patches.shape[:3], bool)
+  for row, g in zip(rows, geometry):
+    on_image[row] = points_lib.on_image(g, grid=patches.shape[1:3])
+  for regions, row, column, m in slots.calls():
+    found = points_lib.most_similar(patches, slots.padded_text(z_text, regions, row, column, m), on_image)
+    out[regions] = np.asarray(found)[row, column]
+  return out
 
 
 def _embeddings(value, *, lead, what: str, where: str, rows=..., width: int | None = None) -> np.ndarray:

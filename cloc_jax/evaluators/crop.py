@@ -45,7 +45,9 @@ def crop_regions(fns: EncoderFns, image_size: int) -> EncoderFns:
     return np.concatenate(z)[back.reshape(-1)].reshape(b, m, -1)
 
   return dataclasses.replace(fns, encode_image=encode_image, embed_regions=embed_regions, ground=None,
-                             image_embedding=lambda handle: fns.image_embedding(handle.encoded))
+                             image_embedding=lambda handle: fns.image_embedding(handle.encoded),
+                             embed_patches=None if fns.embed_patches is None else
+                             lambda handle: fns.embed_patches(handle.encoded))
 
 
 def _pixel_corners(boxes, *, height: int, width: int) -> np.ndarray:

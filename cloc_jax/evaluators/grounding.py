@@ -55,49 +55,51 @@ class Grounding:
 
   def run(self, predictions: Predictions):
     """Yields (name, value). Raises NothingToMeasure without predicted boxes or phrases."""
-    result = self.measure(predictions)
-    values = {'acc_iou50': float((result.iou >= IOU_THRESHOLD).mean()),
-              'mean_iou': float(result.iou.mean()),
-              'acc_iou50_any': float((result.iou_any >= IOU_THRESHOLD).mean()),
-              'mean_iou_any': float(result.iou_any.mean()),
-              'phrases': len(result.iou),
-              'images': len(np.unique(predictions.region_image[result.region])),
-              'phrases_ambiguous': int(result.ambiguous.sum()),
-              'no_caption': result.no_caption}
-    for name, value in values.items():
+    for name, value in figures(self.measure(predictions), predictions).items():
       yield self._prefix + name, value
 
   def measure(self, predictions: Predictions) -> GroundingResult:
     """Compares every phrase's boxes; the outcome phrase by phrase. Raises as `run` does."""
     if predictions.pred_boxes is None:
       raise ranking.NothingToMeasure('the model has no box head')
-    named = np.array([bool(ranking.canonical(c)) for c in predictions.region_captions], bool)
-    region = np.flatnonzero(named)
-    if not len(region):
-      raise ranking.NothingToMeasure(f'none of {len(named)} regions has a caption')
-    image = predictions.region_image[region]
-    boxes = _to_original(predictions, predictions.boxes[region], image)
-    found = _to_original(predictions, predictions.pred_boxes[region], image)
-    iou = box_lib.iou(found, boxes)
-    iou_any, ambiguous = iou.copy(), np.zeros(len(region), bool)
-    for members in _same_phrase(predictions, region):
-      iou_any[members] = box_lib.pairwise_iou(found[members], boxes[members]).max(1)
-      ambiguous[members] = True
-    return GroundingResult(region=region, boxes=boxes, pred_boxes=found, iou=iou, iou_any=iou_any,
-                           ambiguous=ambiguous, no_caption=int((~named).sum()))
+    region, no_caption = named_regions(predictions)
+    found = predictions.in_pixels(predictions.pred_boxes[region], image=predictions.region_image[region])
+    return compare(predictions, found, region=region, no_caption=no_caption)
 
 
-def _to_original(predictions, boxes, image) -> np.ndarray:
-  """(p, 4) normalised to the canvas → (p, 4) pixels of each box's own image."""
-  out = np.empty_like(boxes)
-  order = np.argsort(image, kind='stable')
-  images, starts = np.unique(image[order], return_index=True)
-  for number, rows in zip(images, np.split(order, starts[1:])):
-    out[rows] = predictions.geometry[number].boxes_from_canvas(boxes[rows])
-  return out
+def named_regions(predictions: Predictions) -> tuple[np.ndarray, int]:
+  """(the regions that have a caption, how many have none). Raises NothingToMeasure where none has one."""
+  named = np.array([bool(ranking.canonical(c)) for c in predictions.region_captions], bool)
+  if not named.any():
+    raise ranking.NothingToMeasure(f'none of {len(named)} regions has a caption')
+  return np.flatnonzero(named), int((~named).sum())
 
 
-def _same_phrase(predictions, region) -> list[np.ndarray]:
+def compare(predictions: Predictions, found: np.ndarray, *, region: np.ndarray, no_caption: int) -> GroundingResult:
+  """What becomes of the boxes `found` (p, 4), pixels of the original images, for the phrases of `region` (p,)."""
+  boxes = predictions.in_pixels(predictions.boxes[region], image=predictions.region_image[region])
+  iou = box_lib.iou(found, boxes)
+  iou_any, ambiguous = iou.copy(), np.zeros(len(region), bool)
+  for members in same_phrase(predictions, region):
+    iou_any[members] = box_lib.pairwise_iou(found[members], boxes[members]).max(1)
+    ambiguous[members] = True
+  return GroundingResult(region=region, boxes=boxes, pred_boxes=found, iou=iou, iou_any=iou_any, ambiguous=ambiguous,
+                         no_caption=no_caption)
+
+
+def figures(result: GroundingResult, predictions: Predictions) -> dict[str, float | int]:
+  """The figures of Grounding and ProposalGrounding."""
+  return {'acc_iou50': float((result.iou >= IOU_THRESHOLD).mean()),
+          'mean_iou': float(result.iou.mean()),
+          'acc_iou50_any': float((result.iou_any >= IOU_THRESHOLD).mean()),
+          'mean_iou_any': float(result.iou_any.mean()),
+          'phrases': len(result.iou),
+          'images': len(np.unique(predictions.region_image[result.region])),
+          'phrases_ambiguous': int(result.ambiguous.sum()),
+          'no_caption': result.no_caption}
+
+
+def same_phrase(predictions, region) -> list[np.ndarray]:
   """Groups of two or more positions in `region` that share image and phrase."""
   groups: dict[tuple[int, str], list[int]] = {}
   for position, r in enumerate(region):

@@ -1,12 +1,17 @@
 """Region recognition: zero-shot classification of given boxes."""
 import dataclasses
 import difflib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
 
+from cloc_jax import boxes as box_lib
 from cloc_jax.evaluators import ranking
 from cloc_jax.evaluators.collect import Predictions
+
+TOP = 5
+# COCO's bounds, in pixels² of the original image.
+SIZES = {'small': (0, 32**2), 'medium': (32**2, 96**2), 'large': (96**2, np.inf)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -16,20 +21,31 @@ class RecognitionResult:
   categories: the C candidate classes.
   region: (b,) int64, which region of the Predictions each box is.
   label: (b,) int64, its class.
-  predicted: (b,) int64, the most similar class; the first one in a tie.
+  top: (b, ≤ 5) int64, the most similar classes, best first; of equals the first. top_scores: their cosines.
   rank: (b,) int64, how many other classes are at least as similar as the right one.
   unknown: how many regions were left out because their category is ''.
   """
   categories: tuple[str, ...]
   region: np.ndarray
   label: np.ndarray
-  predicted: np.ndarray
+  top: np.ndarray
+  top_scores: np.ndarray
   rank: np.ndarray
   unknown: int
+
+  @property
+  def predicted(self) -> np.ndarray:
+    """(b,) int64, the most similar class."""
+    return self.top[:, 0]
 
   def accuracy(self, *, top: int = 1) -> float:
     """Share of boxes whose class is among the `top` most similar (micro average)."""
     return float((self.rank < top).mean())
+
+  def only(self, kept: np.ndarray) -> 'RecognitionResult':
+    """The same of some boxes alone, by (b,) bool."""
+    return dataclasses.replace(self, **{name: getattr(self, name)[kept] for name in
+                                        ('region', 'label', 'top', 'top_scores', 'rank')})
 
   @property
   def per_class(self) -> dict[str, float]:
@@ -52,7 +68,12 @@ class RegionRecognition:
     macc          mean, over the classes that occur, of per-class top-1 accuracy: what the paper reports
     top1, top5    micro averages over boxes: what FG-CLIP and SigLIP 2 comparisons publish
     boxes, classes, boxes_unknown   how many counted, of how many classes; left out for want of a category
-  Ties count as wrong.
+    macc_small, top1_small, boxes_small; … medium; … large   of boxes of an area under 32², from 32² and from 96² pixels
+                  of the original image (COCO's bounds; COCO takes the area of the mask, we have that of the box)
+    macc_rare, top1_rare, boxes_rare; …   of each of `groups`: LVIS's rare, common and frequent
+    ap_gt         mean, over the classes that occur, of the average precision of ranking all boxes by their similarity
+                  to the class: detection AP with perfect boxes and no duplicates
+  The last three lines are of all boxes, not of a `subset`, and leave out groups without boxes. Ties count as wrong.
 
   Do not compare macc with top1; figures over different candidate lists (80 and 1 203 classes, or seen classes alone);
   figures with prompt templates; or boxes that a detector proposed with ground-truth ones. With five classes or fewer,
@@ -60,14 +81,15 @@ class RegionRecognition:
 
   Args:
     categories: the candidate class names, each once.
-    encode_text: as EncoderFns.encode_text; called once a run, with `region=True`.
+    encode_text: as EncoderFns.encode_text; called with `region=True`.
     subset: count boxes of these classes alone (for seen and unseen splits); the candidates stay all `categories`.
+    groups: name → classes, for figures of their own.
     prefix: goes before each yielded name.
   """
   protocol = 'region_recognition@1'
 
   def __init__(self, *, categories: Sequence[str], encode_text: Callable, subset: Iterable[str] | None = None,
-               prefix: str = ''):
+               groups: Mapping[str, Sequence[str]] | None = None, prefix: str = ''):
     self._categories = tuple(categories)
     self._number = {name: i for i, name in enumerate(self._categories)}
     if not self._categories or '' in self._number or len(self._number) < len(self._categories):
@@ -76,6 +98,8 @@ class RegionRecognition:
                        f'{len(self._categories)}, twice: {twice[:5]}')
     self._encode_text = encode_text
     self._subset = None if subset is None else {self._lookup(name, where='subset') for name in subset}
+    self._groups = {group: [self._lookup(name, where=f'groups[{group!r}]') for name in names]
+                    for group, names in (groups or {}).items()}
     self._prefix = prefix
 
   def run(self, predictions: Predictions):
@@ -83,6 +107,10 @@ class RegionRecognition:
     result = self.measure(predictions)
     values = {'macc': result.macc, 'top1': result.accuracy(), 'top5': result.accuracy(top=5),
               'boxes': len(result.rank), 'classes': len(result.per_class), 'boxes_unknown': result.unknown}
+    if self._subset is None:
+      values |= self._parts(result, predictions)
+      ap = ranking.average_precisions(predictions.z_region[result.region], z_class=self._z_class(), label=result.label)
+      values['ap_gt'] = float(np.nanmean(ap))
     for name, value in values.items():
       yield self._prefix + name, value
 
@@ -99,11 +127,28 @@ class RegionRecognition:
     if not len(region):
       of = '' if self._subset is None else f' of these {len(self._subset)} categories'
       raise ranking.NothingToMeasure(f'no region{of} among {len(names)} ({unknown} without a category)')
-    z_class = np.asarray(self._encode_text(list(self._categories), region=True), np.float32)
+    z_class = self._z_class()
     z_region, label = predictions.z_region[region], label[region]
     rank = ranking.ranks(z_region, z_pool=z_class, query=np.arange(len(region)), item=label)
-    return RecognitionResult(categories=self._categories, region=region, label=label,
-                             predicted=ranking.nearest(z_region, z_pool=z_class), rank=rank, unknown=unknown)
+    top, scores = ranking.top(z_region, z_pool=z_class, k=TOP)
+    return RecognitionResult(categories=self._categories, region=region, label=label, top=top, top_scores=scores,
+                             rank=rank, unknown=unknown)
+
+  def _z_class(self) -> np.ndarray:
+    return np.asarray(self._encode_text(list(self._categories), region=True), np.float32)
+
+  def _parts(self, result, predictions) -> dict[str, float | int]:
+    """The figures by box size and by group of classes."""
+    boxes = predictions.in_pixels(predictions.boxes[result.region], image=predictions.region_image[result.region])
+    area = box_lib.area(boxes)
+    parts = {name: (area >= low) & (area < high) for name, (low, high) in SIZES.items()}
+    parts |= {name: np.isin(result.label, classes) for name, classes in self._groups.items()}
+    values: dict[str, float | int] = {}
+    for name, kept in parts.items():
+      if kept.any():
+        part = result.only(kept)
+        values |= {f'macc_{name}': part.macc, f'top1_{name}': part.accuracy(), f'boxes_{name}': len(part.rank)}
+    return values
 
   def _lookup(self, name: str, *, where: str) -> int:
     if name in self._number:

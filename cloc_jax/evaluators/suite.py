@@ -6,6 +6,8 @@ from collections.abc import Callable
 
 from cloc_jax.evaluators.collect import EncoderFns, Predictions
 from cloc_jax.evaluators.grounding import Grounding
+from cloc_jax.evaluators.pointing import PointingGame
+from cloc_jax.evaluators.proposals import ProposalGrounding
 from cloc_jax.evaluators.ranking import NothingToMeasure
 from cloc_jax.evaluators.region_recognition import RegionRecognition
 from cloc_jax.evaluators.region_retrieval import RegionRetrieval
@@ -46,28 +48,33 @@ def evaluate_all(predictions: Predictions, *, fns: EncoderFns, meta, pool_limit:
   """Runs every evaluator that has what it needs; the others are named, with the reason, in `skipped`.
 
   Names: region_recognition/…, with seen/… and unseen/… where `meta` names unseen categories (the boxes of those
-  classes alone, among all classes as candidates); region_retrieval/…, image_text_retrieval/…, grounding/….
+  classes alone, among all classes as candidates); region_retrieval/…, image_text_retrieval/…, grounding/…,
+  grounding_proposals/…, pointing_game/….
 
   Args:
     predictions: as `collect` returns.
     fns: the model, for the class names; they are encoded once.
-    meta: a DatasetMeta, or anything with `categories` and `unseen_categories`.
+    meta: a DatasetMeta, or anything with `categories` and `unseen_categories`; of `extra`, 'frequency' is read where
+      there is one: class name → 'r', 'c' or 'f', as LVIS says of its categories.
     pool_limit: RegionRetrieval's `limit`.
 
   Raises:
     ValueError: if a region's category, or an unseen category, is not among `meta.categories`.
   """
   metrics, skipped, protocols = {}, {}, {}
-  encode_text = _encoded_once(fns.encode_text)
+  encode_text = encoded_once(fns.encode_text)
   if meta.categories:
     for part, subset in _category_subsets(meta).items():
-      recognition = RegionRecognition(categories=meta.categories, encode_text=encode_text, subset=subset, prefix=part)
+      recognition = RegionRecognition(categories=meta.categories, encode_text=encode_text, subset=subset,
+                                      groups=frequency_groups(meta), prefix=part)
       _run(recognition, 'region_recognition', predictions, metrics, skipped, protocols, part=part)
   else:
     skipped['region_recognition'] = 'the data set lists no categories'
   _run(RegionRetrieval(limit=pool_limit), 'region_retrieval', predictions, metrics, skipped, protocols)
   _run(ImageTextRetrieval(), 'image_text_retrieval', predictions, metrics, skipped, protocols)
   _run(Grounding(), 'grounding', predictions, metrics, skipped, protocols)
+  _run(ProposalGrounding(), 'grounding_proposals', predictions, metrics, skipped, protocols)
+  _run(PointingGame(), 'pointing_game', predictions, metrics, skipped, protocols)
   return Evaluation(metrics=metrics, skipped=skipped, protocols=protocols)
 
 
@@ -81,6 +88,18 @@ def _category_subsets(meta) -> dict[str, tuple[str, ...] | None]:
   return subsets
 
 
+def frequency_groups(meta) -> dict[str, list[str]]:
+  """'rare', 'common' and 'frequent' → their classes, from meta.extra['frequency']; empty where it is not there."""
+  frequency = getattr(meta, 'extra', {}).get('frequency', {})
+  names = {'r': 'rare', 'c': 'common', 'f': 'frequent'}
+  groups: dict[str, list[str]] = {}
+  for category, letter in frequency.items():
+    if letter not in names:
+      raise ValueError(f"extra['frequency'][{category!r}]: expected one of {list(names)}, got {letter!r}")
+    groups.setdefault(names[letter], []).append(category)
+  return groups
+
+
 def _run(evaluator, name: str, predictions, metrics, skipped, protocols, *, part: str = '') -> None:
   try:
     found = {f'{name}/{key}': value for key, value in evaluator.run(predictions)}
@@ -91,7 +110,7 @@ def _run(evaluator, name: str, predictions, metrics, skipped, protocols, *, part
   protocols[name] = evaluator.protocol
 
 
-def _encoded_once(encode_text: Callable) -> Callable:
+def encoded_once(encode_text: Callable) -> Callable:
   """The same function, which remembers what it was asked: three parts of the evaluation share one list of names."""
   known = {}
 

@@ -13,7 +13,8 @@ class ZeroShot:
   """Protocol zeroshot@1: a class is the mean of its name's embeddings in all templates; the most similar class wins.
 
   Each embedding is L2-normalised before the mean, and the mean after it (Radford et al. 2021, §3.1.4). Yields, as
-  fractions of the images: top1, top5; and images, classes. Ties count as wrong.
+  fractions of the images: top1, top5; macc, the mean over the classes that occur of their top-1 (what VTAB's unbalanced
+  sets report); and images, classes. Ties count as wrong.
 
   Do not compare figures with other templates or other class names (the curated ImageNet names are worth several
   points), or with region recognition, which uses no templates. With five classes or fewer, top5 is 1 by construction.
@@ -47,7 +48,23 @@ class ZeroShot:
     return z / np.linalg.norm(z, axis=-1, keepdims=True)
 
   def run(self, *, z_image, labels):
-    """Yields (name, value).
+    """Yields (name, value); arguments and errors as `ranks`."""
+    labels, rank = np.asarray(labels), self.ranks(z_image=z_image, labels=labels)
+    yield self._prefix + 'top1', float((rank < 1).mean())
+    yield self._prefix + 'top5', float((rank < 5).mean())
+    yield self._prefix + 'macc', float(np.mean(list(self.per_class(rank, labels=labels).values())))
+    yield self._prefix + 'images', len(labels)
+    yield self._prefix + 'classes', len(self._class_names)
+
+  def per_class(self, rank, *, labels) -> dict[str, float]:
+    """Top-1 accuracy of each class that occurs; names that are there twice get their number behind them."""
+    names = [n if self._class_names.count(n) == 1 else f'{n} ({i})' for i, n in enumerate(self._class_names)]
+    images = np.bincount(labels, minlength=len(names))
+    right = np.bincount(labels, weights=rank == 0, minlength=len(names))
+    return {names[c]: float(right[c] / images[c]) for c in np.flatnonzero(images)}
+
+  def ranks(self, *, z_image, labels) -> np.ndarray:
+    """How many wrong classes are at least as similar as the right one, for each image: (n,) int64.
 
     Args:
       z_image: (n, E) L2-normalised image embeddings.
@@ -65,8 +82,4 @@ class ZeroShot:
     if not np.issubdtype(labels.dtype, np.integer) or labels.min() < 0 or labels.max() >= len(self._class_names):
       raise ValueError(f'labels: expected integers from 0 to {len(self._class_names) - 1}, got {labels.dtype} from '
                        f'{labels.min()} to {labels.max()}')
-    rank = ranking.ranks(z_image, z_pool=self.classifier(), query=np.arange(len(labels)), item=labels)
-    yield self._prefix + 'top1', float((rank < 1).mean())
-    yield self._prefix + 'top5', float((rank < 5).mean())
-    yield self._prefix + 'images', len(labels)
-    yield self._prefix + 'classes', len(self._class_names)
+    return ranking.ranks(z_image, z_pool=self.classifier(), query=np.arange(len(labels)), item=labels)

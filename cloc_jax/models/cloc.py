@@ -80,6 +80,12 @@ class Cloc(nn.Module):
     """(B, L) int32 → (B, E), L2-normalised float32."""
     return layers.l2_normalize(self.txt(text_bl))
 
+  def embed_patches(self, image: ImageEmbedding):
+    """Patches in the joint space, in their grid: (B, h, w, E) float32, not normalised; see vit.embed_patches."""
+    z = vit.embed_patches(self.img, self.img.variables['params'], image.tokens).astype(jnp.float32)
+    grid = round(z.shape[1]**0.5)
+    return z.reshape(z.shape[0], grid, grid, -1)
+
   def embed_regions(self, image: ImageEmbedding, boxes_bm4):
     """Boxes (B, M, 4) xyxy on the canvas → (B, M, E), L2-normalised.
 

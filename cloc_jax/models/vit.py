@@ -134,6 +134,26 @@ class ViT(nn.Module):
     return pooled, tokens
 
 
+def embed_patches(tower: ViT, params, tokens_bnd):
+  """Patch tokens through the tower's own head, each as if it alone were pooled: (B, N, D) → (B, N, E or D).
+
+  For 'tok' and 'gap' that is the projection. A MAP head attends to the one token with weight 1.
+
+  params: the tower's own.
+  """
+  b, n, d = tokens_bnd.shape
+  x = tokens_bnd
+  if tower.pool == 'map':
+    v = tower.sizes()
+    head = MAPHead(v.heads, v.mlp_dim, tower.act, tower.ln_eps, tower.dtype, parent=None)
+    x = head.apply({'params': params['MAPHead_0']}, x.reshape(b * n, 1, d)).reshape(b, n, -1)
+  if tower.out_dim:
+    x = x @ params['head']['kernel'].astype(x.dtype)
+    if 'bias' in params['head']:
+      x = x + params['head']['bias'].astype(x.dtype).reshape(1, 1, -1)
+  return x
+
+
 class PatchEmbedding(nn.Module):
   """Non-overlapping patches to tokens as one matrix product; the kernel keeps the convolution's (p, p, 3, D) shape."""
   width: int

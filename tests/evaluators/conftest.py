@@ -13,7 +13,7 @@ def unit(z):
 
 def make_predictions(*, images=1, z_image=None, captions=(), caption_image=(), z_caption=None, region_image=(),
                      boxes=None, region_captions=None, categories=None, z_region=None, z_region_text=None,
-                     pred_boxes=None, geometry=None):
+                     pred_boxes=None, points=None, geometry=None):
   """Predictions with defaults for whatever a test does not look at."""
   k = len(region_image)
   geometry = geometry or [resize_with_pad(height=100, width=100, canvas=100)] * images
@@ -31,7 +31,8 @@ def make_predictions(*, images=1, z_image=None, captions=(), caption_image=(), z
       z_region=z_region,
       z_region_text=np.zeros((k, 8), np.float32) if z_region_text is None else z_region_text,
       pred_boxes=None if pred_boxes is None else np.asarray(pred_boxes, np.float32),
-      pred_scores=None if pred_boxes is None else np.ones(k, np.float32))
+      pred_scores=None if pred_boxes is None else np.ones(k, np.float32),
+      points=None if points is None else np.asarray(points, np.float32))
 
 
 @pytest.fixture(name='make_predictions')

@@ -132,6 +132,25 @@ def test_one_pass_each_image_and_each_text_once(batches):
   assert progress == [3, 5, 6]
 
 
+def test_points_are_of_the_patch_most_like_each_caption_on_its_own_image(batches):
+  model = FakeModel()
+  grid = lambda handle: np.stack([[[5 * vector(i, row, column) for column in range(4)] for row in range(4)]
+                                  for i in handle])
+  got = collect(model.fns(embed_patches=grid, ground=None), batches)
+  assert len(model.texts) == len(set(model.texts)) and got.points.shape == (82, 2)
+  k = 0
+  for n, e in enumerate(e for b in batches for e in b.examples):
+    # The canvas is 8 pixels high, a patch 2; the image covers what is not above or below it.
+    top, g = e.geometry.top, e.geometry
+    rows = [r for r in range(4) if top <= 2 * r + 1 <= top + g.resized_height]
+    for caption in e.region_captions:
+      row, column = max(((r, c) for r in rows for c in range(4)),
+                        key=lambda at: float(vector(n, *at) @ model.text(caption, True)))
+      np.testing.assert_allclose(got.points[k], [(column + .5) / 4, (row + .5) / 4], atol=1e-6)
+      k += 1
+  assert collect(model.fns(), batches).points is None
+
+
 def test_masked_images_are_left_out_and_counted():
   one = batch([0, 1, 2], [1, 2, 1], size=3)
   one.image_mask[1] = False                     # unreadable, has a record

@@ -1,3 +1,6 @@
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 
@@ -61,7 +64,54 @@ def test_distinct_texts_ignore_case_and_spacing_alone():
   assert group.tolist() == [0, 1, 0, 2, 1]
 
 
-def test_nearest_takes_the_first_of_equals(monkeypatch):
+def test_top_takes_the_first_of_equals(monkeypatch):
   monkeypatch.setattr(ranking, '_BLOCK', 5)
   pool = np.float32([[0, 1], [1, 0], [1, 0]])
-  assert ranking.nearest(np.float32([[1, 0], [0, 1]]), z_pool=pool).tolist() == [1, 0]
+  items, scores = ranking.top(np.float32([[1, 0], [0, 1]]), z_pool=pool, k=9)
+  assert items.tolist() == [[1, 2, 0], [0, 1, 2]] and scores.tolist() == [[1, 1, 0], [1, 0, 0]]
+
+
+@pytest.mark.parametrize('block', [150, 1 << 24])
+def test_average_precision_agrees_with_scikit_learn(unit, monkeypatch, block):
+  metrics = pytest.importorskip('sklearn.metrics')
+  monkeypatch.setattr(ranking, '_BLOCK', block)
+  rng = np.random.default_rng(2)
+  z_class = unit(rng.normal(size=(9, 5)))
+  label = rng.integers(0, 8, 120)  # the last class does not occur, nor the first
+  label[label == 0] = 3
+  z = unit(z_class[label] + 0.8 * rng.normal(size=(120, 5)))
+  z[60:] = z[:60]  # ties between right and wrong
+  got = ranking.average_precisions(z, z_class=z_class, label=label)
+  assert np.isnan(got[[0, 8]]).all()
+  for c in range(1, 8):
+    want = metrics.average_precision_score(label == c, np.round(z.astype(np.float64) @ z_class[c], 6))
+    assert got[c] == pytest.approx(want, abs=1e-6)
+
+
+def test_average_precision_by_hand():
+  # One class; the ranking is right, wrong, right: (1/1 + 2/3) / 2.
+  z = np.float32([[1, 0], [0.8, 0.6], [0.6, 0.8]])
+  got = ranking.average_precisions(z, z_class=np.float32([[1, 0], [0, 1]]), label=[0, 1, 0])
+  assert got[0] == pytest.approx((1 + 2 / 3) / 2)
+  assert got[1] == pytest.approx(1 / 2)  # the third is ahead of it
+
+
+@pytest.mark.slow
+def test_a_large_pool_is_ranked_in_little_memory():
+  """100 000 queries against 20 000 items: all similarities would be 8 GB; blocks take no more than half a GB."""
+  code = '''
+import resource
+import numpy as np
+from cloc_jax.evaluators import ranking
+rng = np.random.default_rng(0)
+pool = rng.normal(size=(20_000, 16)).astype(np.float32)
+pool /= np.linalg.norm(pool, axis=1, keepdims=True)
+item = rng.integers(0, 20_000, 100_000)
+query = pool[item]
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+rank = ranking.ranks(query, z_pool=pool, query=np.arange(100_000), item=item)
+print((rank == 0).mean(), (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
+'''
+  done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True)
+  right, megabytes = map(float, done.stdout.split())
+  assert right > 0.99 and megabytes < 500

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from cloc_jax.evaluators import NothingToMeasure, RegionRecognition
+from cloc_jax.geometry import resize_with_pad
 
 NAMES = ('cat', 'dog', 'bus', 'car', 'cow', 'zebra')
 
@@ -22,7 +23,8 @@ def test_perfect_and_all_wrong(make_predictions):
   eye = np.eye(8, dtype=np.float32)
   kw = dict(region_image=[0] * 4, categories=[NAMES[i] for i in labels])
   right = recognise(make_predictions(z_region=eye[labels], **kw))
-  assert right == dict(macc=1.0, top1=1.0, top5=1.0, boxes=4, classes=3, boxes_unknown=0)
+  assert right == dict(macc=1.0, top1=1.0, top5=1.0, boxes=4, classes=3, boxes_unknown=0, macc_large=1.0, top1_large=1.0,
+                       boxes_large=4, ap_gt=1.0)
   wrong = recognise(make_predictions(z_region=eye[[3, 3, 3, 3]], **kw))
   assert (wrong['macc'], wrong['top1']) == (0.0, 0.0)
 
@@ -89,6 +91,40 @@ def test_errors_name_the_image_and_the_nearest_category(make_predictions):
     recognise(make_predictions(region_image=[0], z_region=np.eye(1, 8, dtype=np.float32)))
   with pytest.raises(NothingToMeasure, match='does not embed regions'):
     recognise(make_predictions(region_image=[0], categories=['cat']))
+
+
+def test_sizes_are_of_the_original_pixels_and_groups_of_classes(make_predictions):
+  eye = np.eye(8, dtype=np.float32)
+  # An image of 200×100 pixels on a canvas of 50: a box of half the canvas's width is 100 pixels wide.
+  geometry = resize_with_pad(height=100, width=200, canvas=50)
+  pixels = np.array([[0, 0, 31, 31], [0, 0, 32, 32], [0, 0, 95, 96], [0, 0, 96, 96], [5, 0, 200, 100]])
+  predictions = make_predictions(
+      region_image=[0] * 5, geometry=[geometry], boxes=geometry.boxes_to_canvas(pixels), z_region=eye[[0, 1, 2, 1, 1]],
+      categories=['cat', 'dog', 'dog', 'dog', 'bus'])
+  got = recognise(predictions, groups={'rare': ['cat', 'bus'], 'common': ['dog'], 'frequent': ['zebra']})
+  assert {k: got[f'boxes_{k}'] for k in ('small', 'medium', 'large')} == dict(small=1, medium=2, large=2)
+  assert (got['top1_small'], got['top1_medium'], got['top1_large']) == (1, 0.5, 0.5)
+  assert (got['macc_large'], got['boxes_rare'], got['macc_rare']) == (0.5, 2, 0.5)
+  assert got['top1_common'] == pytest.approx(2 / 3) and 'boxes_frequent' not in got
+  with pytest.raises(ValueError, match=r"groups\['rare'\].*'catt'.*'cat'"):
+    recognise(predictions, groups={'rare': ['catt']})
+
+
+def test_figures_agree_with_scikit_learn(make_predictions, unit):
+  metrics = pytest.importorskip('sklearn.metrics')
+  rng = np.random.default_rng(5)
+  z_class, labels = unit(rng.normal(size=(len(NAMES), 8))), rng.integers(1, 6, 300)
+  z_region = unit(z_class[labels] + 0.5 * rng.normal(size=(300, 8)))
+  got = dict(RegionRecognition(categories=NAMES, encode_text=lambda t, *, region: z_class).run(make_predictions(
+      region_image=[0] * 300, categories=[NAMES[i] for i in labels], z_region=z_region)))
+  scores = z_region.astype(np.float64) @ z_class.T
+  assert got['macc'] == pytest.approx(metrics.recall_score(
+      labels, scores.argmax(1), labels=range(1, 6), average='macro'))
+  assert got['top1'] == pytest.approx(metrics.accuracy_score(labels, scores.argmax(1)))
+  assert got['top5'] == pytest.approx(metrics.top_k_accuracy_score(labels, scores, k=5, labels=range(6)))
+  assert got['ap_gt'] == pytest.approx(np.mean(
+      [metrics.average_precision_score(labels == c, scores[:, c]) for c in range(1, 6)]), abs=1e-5)
+  assert 0.3 < got['top1'] < 0.95
 
 
 def test_ten_thousand_regions_are_quick(make_predictions, unit):

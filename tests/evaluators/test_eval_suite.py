@@ -9,8 +9,8 @@ from cloc_jax.evaluators import EncoderFns, evaluate_all
 CATEGORIES = ('red cat', 'blue cat', 'red dog')
 
 
-def meta(unseen=()):
-  return types.SimpleNamespace(categories=CATEGORIES, unseen_categories=unseen)
+def meta(unseen=(), extra=None):
+  return types.SimpleNamespace(categories=CATEGORIES, unseen_categories=unseen, extra=extra or {})
 
 
 def text_fns(calls=None):
@@ -41,7 +41,7 @@ def test_everything_runs_and_seen_and_unseen_are_told_apart(predictions):
   assert m['region_retrieval/pool'] == 3
   assert got.skipped == {}
   assert got.protocols == {n: f'{n}@1' for n in ('region_recognition', 'region_retrieval', 'image_text_retrieval',
-                                                 'grounding')}
+                                                 'grounding', 'grounding_proposals', 'pointing_game')}
   assert calls == [list(CATEGORIES)], 'the class names are encoded once for all three parts'
   assert all(type(v) in (int, float) for v in m.values())
 
@@ -49,7 +49,8 @@ def test_everything_runs_and_seen_and_unseen_are_told_apart(predictions):
 def test_what_is_missing_is_named(make_predictions):
   got = evaluate_all(make_predictions(region_image=[0]), fns=text_fns(), meta=meta())
   assert got.metrics == {} and got.protocols == {}
-  assert sorted(got.skipped) == ['grounding', 'image_text_retrieval', 'region_recognition', 'region_retrieval']
+  assert sorted(got.skipped) == ['grounding', 'grounding_proposals', 'image_text_retrieval', 'pointing_game',
+                                 'region_recognition', 'region_retrieval']
   assert 'box head' in got.skipped['grounding'] and 'embed regions' in got.skipped['region_retrieval']
   bare = types.SimpleNamespace(categories=(), unseen_categories=())
   got = evaluate_all(make_predictions(region_image=[0]), fns=text_fns(), meta=bare)
@@ -65,6 +66,14 @@ def test_unseen_classes_that_do_not_occur_are_skipped_alone(predictions):
   assert got.metrics['region_retrieval/pool'] == 2
   with pytest.raises(ValueError, match="'blue dog'.*nearest"):
     evaluate_all(short, fns=fns, meta=meta(unseen=('blue dog',)))
+
+
+def test_frequencies_of_the_data_set_are_groups(predictions):
+  got = evaluate_all(predictions, fns=text_fns(), meta=meta(extra={'frequency': {'red cat': 'r', 'blue cat': 'f'}}))
+  assert got.metrics['region_recognition/boxes_rare'] == got.metrics['region_recognition/boxes_frequent'] == 1
+  assert 'region_recognition/boxes_common' not in got.metrics
+  with pytest.raises(ValueError, match="'red cat'.*'r', 'c', 'f'.*'x'"):
+    evaluate_all(predictions, fns=text_fns(), meta=meta(extra={'frequency': {'red cat': 'x'}}))
 
 
 def test_json_holds_protocols_and_reads_back(predictions, tmp_path):

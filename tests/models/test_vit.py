@@ -224,3 +224,25 @@ def test_an_unknown_choice_is_named(settings, message):
 def test_images_are_squares_of_whole_patches(shape):
   with pytest.raises(ValueError, match=rf'multiple of the patch \(4\), got {shape[1]}×{shape[2]}'):
     jax.eval_shape(vit.ViT(**TINY).init, jax.random.key(0), jax.ShapeDtypeStruct(shape, jnp.float32))
+
+
+@pytest.mark.parametrize('pool, out_dim', [('map', 0), ('map', 6), ('gap', 6), ('gap', 0)])
+def test_of_an_image_of_one_patch_the_patch_is_the_image(pool, out_dim, randomize):
+  tower = vit.ViT(variant='mu/8', width=16, depth=1, heads=2, pool=pool, out_dim=out_dim)
+  image = np.random.default_rng(0).normal(size=(3, 8, 8, 3)).astype(np.float32)
+  params = randomize(jax.eval_shape(tower.init, jax.random.key(0), image)['params'])
+  pooled, tokens = tower.apply({'params': params}, image)
+  patches = vit.embed_patches(tower, params, tokens)
+  assert patches.shape == (3, 1, out_dim or 16)
+  np.testing.assert_allclose(patches[:, 0], pooled, rtol=1e-5, atol=1e-5)
+
+
+def test_patches_of_clip_go_through_its_projection_alone(make_model, make_batch, randomize):
+  model, batch = make_model(), make_batch()
+  params = randomize(jax.eval_shape(model.init, jax.random.key(0), batch)['params'])
+  apply = lambda *args, method: model.apply({'params': params}, *args, method=method)
+  image = apply(batch.image, method='encode_image')
+  patches = np.asarray(apply(image, method='embed_patches'))
+  assert patches.shape == (8, 2, 2, 8)
+  np.testing.assert_allclose(patches.reshape(8, 4, 8), np.asarray(image.tokens) @ params['img']['head']['kernel'],
+                             rtol=1e-5, atol=1e-5)

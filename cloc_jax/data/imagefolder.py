@@ -1,0 +1,117 @@
+"""Plain folders of images, one folder a class, as torchvision's ImageFolder and VTAB's copies lay them out."""
+import concurrent.futures
+import dataclasses
+import difflib
+import json
+import os
+import pathlib
+from collections.abc import Iterator
+
+import numpy as np
+
+from cloc_jax.data import transforms
+
+# As torchvision.datasets.folder.IMG_EXTENSIONS.
+EXTENSIONS = {'.jpg', '.jpeg', '.png', '.ppm', '.bmp', '.pgm', '.tif', '.tiff', '.webp'}
+_THREADS = 8
+
+
+@dataclasses.dataclass(frozen=True)
+class ClassList:
+  """folders: of the classes, in the order of the labels. names: what each is called in the prompts."""
+  folders: tuple[str, ...]
+  names: tuple[str, ...]
+  templates: tuple[str, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class ImageFolder:
+  """paths: of the images, class by class, each class sorted. labels: (n,) int64. other_files: left out, by extension."""
+  paths: tuple[pathlib.Path, ...]
+  labels: np.ndarray
+  other_files: int
+
+
+def read_classes(root: str | os.PathLike, path: str | os.PathLike | None, *,
+                 templates: tuple[str, ...]) -> ClassList:
+  """The classes of a folder.
+
+  Args:
+    root: the folder of the classes' folders.
+    path: JSON: {"classes": {FOLDER: NAME, …}, "templates": ["a photo of a {}.", …]}; either may be left out. Without
+      "classes", or without the file, the names are the folders' with _ and - read as spaces.
+    templates: where the file has none.
+
+  Raises:
+    FileNotFoundError, ValueError: naming the file, the key and the nearest folder.
+  """
+  root = pathlib.Path(root)
+  if not root.is_dir():
+    raise FileNotFoundError(f'{root}: no such folder')
+  folders = sorted(p.name for p in root.iterdir() if p.is_dir() and not p.name.startswith('.'))
+  if not folders:
+    raise ValueError(f'{root}: expected a folder for each class, found none')
+  content = {}
+  if path is not None:
+    try:
+      content = json.loads(pathlib.Path(path).read_text(encoding='utf-8'))
+    except ValueError as error:
+      raise ValueError(f'{path}: expected JSON: {error}') from error
+    unknown = sorted(set(content) - {'classes', 'templates'}) if isinstance(content, dict) else [type(content).__name__]
+    if unknown:
+      raise ValueError(f'{path}: expected an object with "classes" and "templates", got {unknown[:5]}')
+  names = content.get('classes', {f: f.replace('_', ' ').replace('-', ' ') for f in folders})
+  templates = tuple(content.get('templates', templates))
+  if not isinstance(names, dict) or not all(isinstance(n, str) and n for n in names.values()):
+    raise ValueError(f'{path}: classes: expected an object of folder → name')
+  for folder in names:
+    if folder not in folders:
+      near = difflib.get_close_matches(folder, folders, 1, 0)[0]
+      raise ValueError(f'{path}: class {folder!r} has no folder in {root}; the nearest is {near!r}')
+  extra = [f for f in folders if f not in names]
+  if extra:
+    raise ValueError(f'{root}: {len(extra)} folders are no class of {path}, such as {extra[:3]}')
+  return ClassList(folders=tuple(names), names=tuple(names.values()), templates=templates)
+
+
+def find(root: str | os.PathLike, classes: ClassList, *, limit: int | None = None) -> ImageFolder:
+  """Finds the images, in folders inside a class's folder too.
+
+  Args:
+    limit: take so many, spread evenly over the whole list.
+
+  Raises:
+    ValueError: if there is no image.
+  """
+  paths, labels, others = [], [], 0
+  for label, folder in enumerate(classes.folders):
+    for path in sorted(p for p in (pathlib.Path(root) / folder).rglob('*') if p.is_file()):
+      if path.suffix.lower() in EXTENSIONS:
+        paths.append(path)
+        labels.append(label)
+      else:
+        others += 1
+  if not paths:
+    raise ValueError(f'{root}: no image in the folders of {len(classes.folders)} classes; {others} other files')
+  if limit is not None and limit < len(paths):
+    kept = np.arange(limit) * len(paths) // limit
+    paths, labels = [paths[i] for i in kept], [labels[i] for i in kept]
+  return ImageFolder(paths=tuple(paths), labels=np.array(labels, np.int64), other_files=others)
+
+
+def batches(folder: ImageFolder, *, batch_size: int, image_size: int, pad: str) -> Iterator[tuple[np.ndarray, int]]:
+  """Yields ((B, S, S, 3) uint8 canvases, how many of them are images): the last batch is filled up with zeros.
+
+  Raises:
+    transforms.ImageError: naming the file that cannot be decoded.
+  """
+  def load(path):
+    image = transforms.decode(path.read_bytes(), where=str(path))
+    return transforms.prepare_image(image, image_size=image_size, pad=pad)[0]
+
+  with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
+    for start in range(0, len(folder.paths), batch_size):
+      canvases = list(pool.map(load, folder.paths[start:start + batch_size]))
+      images = np.zeros((batch_size, image_size, image_size, 3), np.uint8)
+      images[:len(canvases)] = canvases
+      yield images, len(canvases)

@@ -1,0 +1,180 @@
+"""`cloc eval-diff`: which boxes two evaluations judge differently, by class, and a page with pictures of some."""
+import collections
+import dataclasses
+import html
+import os
+import pathlib
+
+import numpy as np
+
+from cloc_jax import dump, page
+from cloc_jax.evaluators.grounding import IOU_THRESHOLD
+
+# What a box can be right in → (column, when a value of it is right).
+JUDGEMENTS = {
+    'recognition': ('rank', lambda rank: rank == 0),
+    'grounding': ('iou', lambda iou: iou >= IOU_THRESHOLD),
+    'grounding_proposals': ('chosen_iou', lambda iou: iou >= IOU_THRESHOLD),
+}
+_BOX_SLACK = 0.5  # pixels between two dumps' boxes: encoders differ in their canvases, and so in rounding
+
+
+@dataclasses.dataclass(frozen=True)
+class Flip:
+  """A region judged differently: its rows in the two dumps; `better` if B is right and A was wrong."""
+  a: dict
+  b: dict
+  better: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class Comparison:
+  """Of one judgement: regions that both judge, how many each has right, and the flips in the order of A."""
+  both: int
+  right_a: int
+  right_b: int
+  flips: tuple[Flip, ...]
+
+  @property
+  def by_class(self) -> dict[str, tuple[int, int]]:
+    """Class (or '' where a region has none) → (right → wrong, wrong → right); most flips first."""
+    worse, better = (collections.Counter(f.a['category'] for f in self.flips if f.better == b) for b in (False, True))
+    return {c: (worse[c], better[c]) for c in sorted(worse | better, key=lambda c: (-worse[c] - better[c], c))}
+
+
+@dataclasses.dataclass(frozen=True)
+class Diff:
+  """comparisons: by judgement, of those that both dumps made. only_a, only_b: regions that one dump alone has."""
+  comparisons: dict[str, Comparison]
+  regions: int
+  only_a: int
+  only_b: int
+  info_a: dict
+  info_b: dict
+
+
+def compare(a: str | os.PathLike, b: str | os.PathLike) -> Diff:
+  """Joins two dumps by split, image and region.
+
+  Raises:
+    FileNotFoundError, ValueError: as dump.read; and if no region is in both, or a region has other boxes or categories
+      in the two: they are not of the same data.
+  """
+  (columns_a, info_a), (columns_b, info_b) = dump.read(a), dump.read(b)
+  rows_a, rows_b = _rows(columns_a), _rows(columns_b)
+  shared = [key for key in rows_a if key in rows_b]
+  if not shared:
+    raise ValueError(f'{a} and {b}: no region is in both; the first is of {_of(rows_a)}, the second of {_of(rows_b)}')
+  for key in shared:
+    _check_same(key, rows_a[key], rows_b[key], where=f'{a} and {b}')
+  comparisons = {}
+  for name, (column, right) in JUDGEMENTS.items():
+    pairs = [(rows_a[k], rows_b[k]) for k in shared if rows_a[k][column] is not None and rows_b[k][column] is not None]
+    if pairs:
+      judged = [(bool(right(x[column])), bool(right(y[column]))) for x, y in pairs]
+      comparisons[name] = Comparison(
+          both=len(pairs), right_a=sum(x for x, _ in judged), right_b=sum(y for _, y in judged),
+          flips=tuple(Flip(x, y, better=was_b) for (x, y), (was_a, was_b) in zip(pairs, judged) if was_a != was_b))
+  return Diff(comparisons=comparisons, regions=len(shared), only_a=len(rows_a) - len(shared),
+              only_b=len(rows_b) - len(shared), info_a=info_a, info_b=info_b)
+
+
+def text(diff: Diff, *, classes: int = 20) -> str:
+  """The comparison as lines for a terminal, with the classes that flipped most."""
+  lines = [f'{diff.regions:,} regions in both' + ''.join(
+      f'; {n:,} in {name} alone' for name, n in (('A', diff.only_a), ('B', diff.only_b)) if n)]
+  for name, found in diff.comparisons.items():
+    worse = sum(not f.better for f in found.flips)
+    lines += ['', f'{name}: {100 * found.right_a / found.both:.1f} % → {100 * found.right_b / found.both:.1f} % of '
+              f'{found.both:,}; right → wrong {worse:,}, wrong → right {len(found.flips) - worse:,}']
+    rows = list(found.by_class.items())
+    width = max([len('class'), *(len(c or '(none)') for c, _ in rows[:classes])])
+    if rows:
+      lines.append(f'  {"class":<{width}}  right → wrong  wrong → right')
+    lines += [f'  {c or "(none)":<{width}}  {w:>13,}  {b:>13,}' for c, (w, b) in rows[:classes]]
+    if len(rows) > classes:
+      lines.append(f'  … and {len(rows) - classes:,} classes more')
+  return '\n'.join(lines)
+
+
+def write_page(diff: Diff, out: str | os.PathLike, *, images: int = 24, image_size: int = 336) -> pathlib.Path:
+  """An HTML page with up to `images` flips of each judgement and direction, drawn on the images of the data set.
+
+  Where the data set is gone, the page says so and has no pictures.
+  """
+  name = lambda info: html.escape(f'{info.get("encoder", "?")} ({info.get("region_embedding", "?")})')
+  shown = {(judgement, better): [f for f in found.flips if f.better == better][:images]
+           for judgement, found in diff.comparisons.items() for better in (False, True)}
+  wanted = {(f.a['split'], f.a['image_id']) for flips in shown.values() for f in flips}
+  pictures, missing = _pictures(diff.info_a, wanted, image_size=image_size)
+  body = [f'<h1>What changed</h1><p>A: {name(diff.info_a)}<br>B: {name(diff.info_b)}</p>'
+          '<p>Dashed: the true box. Solid: where B’s box head sees the phrase.</p>']
+  if missing:
+    body.append(f'<p class="bad">No pictures: {html.escape(missing)}</p>')
+  body.append(f'<pre>{html.escape(text(diff))}</pre>')
+  for (judgement, better), flips in shown.items():
+    total = sum(f.better == better for f in diff.comparisons[judgement].flips)
+    body.append(f'<h2>{html.escape(judgement)}: {"wrong → right" if better else "right → wrong"}</h2>'
+                f'<p class="soft">{len(flips):,} of {total:,}</p>'
+                f'<div class="grid">{"".join(_card(f, pictures, judgement) for f in flips)}</div>')
+  path = pathlib.Path(out)
+  path.parent.mkdir(parents=True, exist_ok=True)
+  path.write_text(page.document(title='What changed', body='\n'.join(body)), encoding='utf-8')
+  return path
+
+
+def _rows(columns) -> dict[tuple, dict]:
+  names = list(columns)
+  rows = (dict(zip(names, values)) for values in zip(*columns.values()))
+  return {(row['split'], row['image_id'], row['region']): row for row in rows}
+
+
+def _of(rows) -> str:
+  return 'no region' if not rows else f'split {next(iter(rows))[0]!r}, image {next(iter(rows))[1]!r} and so on'
+
+
+def _check_same(key, a, b, *, where):
+  boxes = [np.array([row[n] for n in ('x0', 'y0', 'x1', 'y1')]) for row in (a, b)]
+  if np.abs(boxes[0] - boxes[1]).max() > _BOX_SLACK or a['category'] != b['category']:
+    raise ValueError(f'{where}: not of the same data: region {key[2]} of image {key[1]!r} is {a["category"]!r} at '
+                     f'{boxes[0].round(1).tolist()} and {b["category"]!r} at {boxes[1].round(1).tolist()}')
+
+
+def _pictures(info, wanted, *, image_size):
+  """({(split, image id): (canvas, geometry)}, why there are none)."""
+  from cloc_jax.data import sources, transforms
+  out = {}
+  try:
+    for split in sorted({split for split, _ in wanted}):
+      left = {image_id for s, image_id in wanted if s == split}
+      for example in sources.RecordSource(info['data'], split=split):
+        if example.image_id in left:
+          image = transforms.decode(example.image, where=example.image_id)
+          out[split, example.image_id] = transforms.prepare_image(image, image_size=image_size)
+          left.remove(example.image_id)
+          if not left:
+            break
+  except (FileNotFoundError, ValueError) as error:
+    return {}, str(error)
+  return out, ''
+
+
+def _card(flip, pictures, judgement) -> str:
+  a, b = flip.a, flip.b
+  picture = ''
+  if (a['split'], a['image_id']) in pictures:
+    canvas, geometry = pictures[a['split'], a['image_id']]
+    side = canvas.shape[0]
+    place = lambda row, names: geometry.boxes_to_canvas(np.array([row[n] for n in names]))
+    overlay = page.box(place(a, ('x0', 'y0', 'x1', 'y1')), index=0, side=side, dashed=True, number=False)
+    if judgement == 'grounding':
+      overlay += page.box(place(b, ('found_x0', 'found_y0', 'found_x1', 'found_y1')), index=0, side=side, number=False)
+    picture = page.picture(canvas, overlay)
+  if judgement == 'recognition':
+    said = ' → '.join(f'{row["top_classes"][0]} ({row["top_scores"][0]:.2f})' for row in (a, b))
+  else:
+    said = ' → '.join(f'IoU {row[JUDGEMENTS[judgement][0]]:.2f}' for row in (a, b))
+  return (f'<figure>{picture}<figcaption><p>{html.escape(a["caption"])}</p>'
+          f'<p class="{"good" if flip.better else "bad"}">{html.escape(said)}</p>'
+          f'<div class="id">{html.escape(a["category"])} · {html.escape(a["image_id"])}, region {a["region"]}</div>'
+          '</figcaption></figure>')

@@ -1,0 +1,102 @@
+"""The evaluation as a whole: the same figures on any number of devices, and by every way to embed a region."""
+import json
+
+import jax
+import numpy as np
+import pytest
+import tiny_experiment as tiny
+from PIL import Image
+
+from cloc_jax import encoders, evaluate, sharding
+from cloc_jax.evaluators import EncoderFns
+
+
+@pytest.fixture(autouse=True, scope='module')
+def compiled_once(base):
+  with tiny.compiled_once(base):
+    yield
+
+
+def figures(run, *, devices=None, how=None, batch_size=7):
+  mesh = None if devices is None else sharding.make_mesh(devices=jax.devices()[:devices])
+  encoder = encoders.with_regions(encoders.load(str(run.workdir), mesh=mesh), how)
+  return evaluate.run_encoder(encoder, path=run.data, split='val', batch_size=batch_size)
+
+
+@pytest.fixture(name='alone', scope='module')
+def alone_fixture(reference):
+  return figures(reference)
+
+
+@pytest.mark.slow
+def test_one_device_and_four_give_the_same_figures(reference, alone):
+  want, predictions = alone
+  # Seven images do not divide over four devices: batches are of eight, the last one half empty.
+  got, split = figures(reference, devices=4)
+  assert got.metrics == pytest.approx(want.metrics, abs=1e-6) and got.skipped == want.skipped
+  for name in ('z_image', 'z_caption', 'z_region', 'z_region_text', 'pred_boxes', 'pred_scores', 'points'):
+    assert getattr(split, name) == pytest.approx(getattr(predictions, name), abs=2e-5), name
+
+
+@pytest.mark.slow
+def test_a_batch_is_split_over_the_devices(reference):
+  encoder = encoders.load(str(reference.workdir), mesh=sharding.make_mesh(devices=jax.devices()[:4]))
+  assert encoder.devices == 4
+  handle = encoder.fns.encode_image(np.zeros((8, tiny.IMAGE_SIZE, tiny.IMAGE_SIZE, 3), np.uint8))
+  assert {s.data.shape[0] for s in handle.tokens.addressable_shards} == {2}
+
+
+@pytest.mark.slow
+def test_every_way_to_embed_a_region_leaves_the_image_figures_alone(reference, alone):
+  want, _ = alone
+  seen = []
+  for how in ('prompter', 'roi', 'mask-pool'):
+    got, _ = figures(reference, how=how)
+    same = [k for k in want.metrics if k.split('/')[0] in ('image_text_retrieval', 'grounding', 'pointing_game')]
+    assert {k: got.metrics[k] for k in same} == pytest.approx({k: want.metrics[k] for k in same})
+    assert got.metrics.keys() == want.metrics.keys()
+    seen.append(got.metrics['region_recognition/ap_gt'])
+  assert seen[0] == pytest.approx(want.metrics['region_recognition/ap_gt']) and len(set(seen)) == 3
+
+
+def color_encoder():
+  """Embeds an image by its mean colour, and a text by the colour that it ends in."""
+  colors = {'red': 0, 'green': 1, 'blue': 2}
+  unit = lambda z: z / np.linalg.norm(z, axis=-1, keepdims=True)
+  fns = EncoderFns(
+      encode_image=lambda images: images.astype(np.float32).mean((1, 2)) + 1, image_embedding=unit, embed_regions=None,
+      encode_text=lambda texts, *, region: np.eye(3, dtype=np.float32)[[colors[t.rstrip('.').split()[-1]] for t in texts]],
+      ground=None)
+  return encoders.Encoder(fns=fns, image_size=8, pad='center', info={'encoder': 'hf:x/colors'})
+
+
+def test_an_image_folder_is_classified_by_the_names_and_templates_of_a_file(tmp_path):
+  root = tmp_path / 'images'
+  painted = {'r': [(250, 0, 0)] * 3, 'g': [(0, 250, 0)], 'b': [(0, 0, 250), (0, 250, 0)]}
+  for folder, images in painted.items():
+    (root / folder).mkdir(parents=True)
+    for i, color in enumerate(images):
+      Image.new('RGB', (8, 8), color).save(root / folder / f'{i}.png')
+  classes = tmp_path / 'classes.json'
+  classes.write_text(json.dumps({'classes': {'r': 'red', 'g': 'green', 'b': 'blue'}, 'templates': ['a {}', 'the {}']}))
+  done = []
+  got, about = evaluate.run_imagefolder(color_encoder(), path=root, classes=classes, batch_size=4, progress=done.append)
+  assert got.metrics['zeroshot/top1'] == pytest.approx(5 / 6) and got.metrics['zeroshot/macc'] == pytest.approx(2.5 / 3)
+  assert (got.metrics['zeroshot/images'], got.metrics['zeroshot/classes']) == (6, 3)
+  assert about['per_class'] == {'red': 1, 'green': 1, 'blue': 0.5} and about['templates'] == ['a {}', 'the {}']
+  assert done == [4, 6] and got.protocols == {'zeroshot': 'zeroshot@1'}
+
+
+def test_the_verb_writes_the_figures_of_an_image_folder(tmp_path, monkeypatch, capsys):
+  from cloc_jax import cli
+  (tmp_path / 'images' / 'red').mkdir(parents=True)
+  Image.new('RGB', (8, 8), (250, 0, 0)).save(tmp_path / 'images' / 'red' / '0.png')
+  monkeypatch.setattr(encoders, 'load', lambda spec, step, mesh: color_encoder())
+  argv = ['eval', '--encoder', 'hf:x/colors', '--imagefolder', str(tmp_path / 'images')]
+  monkeypatch.chdir(tmp_path)
+  assert cli.main(argv) == 0
+  assert '| zero-shot classification, top-1 ' in capsys.readouterr().out
+  got = json.loads((tmp_path / 'evals' / 'x-colors-images' / 'images.json').read_text())
+  assert got['metrics']['zeroshot/top1'] == 1 and got['per_class'] == {'red': 1} and got['encoder'] == 'hf:x/colors'
+  assert cli.main([*argv, '--split', 'val']) == 2
+  assert '--split does not apply to --imagefolder' in capsys.readouterr().err
