@@ -1,0 +1,232 @@
+"""Makes data_pipeline.md: what an image costs on its way from disk to a batch, and what of it is decoding.
+
+  python docs/results/data_pipeline.py [--photos shared/coco_mini/val2017] [--rounds 3]
+
+Photos are brought to 500 pixels on the long side (JPEG, quality 90) and stored with boxes, captions and phrases, most
+of which occur once, so that the tokenizer's cache does not flatter. Costs are processor time of the process and its
+workers, not wall time: the machine may be shared. Every round measures all cases one after another; the table has the
+medians over rounds, and ratios to the bare loop of the same round. Linux.
+"""
+import argparse
+import io
+import itertools
+import json
+import os
+import pathlib
+import platform
+import statistics
+import sys
+import tempfile
+import time
+
+import cv2
+import grain
+import numpy as np
+import PIL.Image
+import result_page
+
+from cloc_jax import geometry as geometry_lib
+from cloc_jax.data import pipeline, schema, sources, tokenizer, transforms
+
+HERE = pathlib.Path(__file__).parent
+SIDE, LONG_SIDE, BATCH = 224, 500, 64
+WORDS = ('a the on of with small large red green old dog cat table chair street person bus near behind under holding '
+         'standing sitting wooden bright two three window tree car boat plate').split()
+
+
+def photos(folder) -> list[bytes]:
+  """JPEGs of 500 pixels on the long side; smooth noise where there is no folder."""
+  images = []
+  for path in sorted(pathlib.Path(folder).glob('*.jpg')) if folder else ():
+    image = PIL.Image.open(path).convert('RGB')
+    image.thumbnail((LONG_SIDE, LONG_SIDE))
+    if max(image.size) == LONG_SIDE:
+      images.append(image)
+  rng = np.random.default_rng(0)
+  while len(images) < 40:
+    noise = rng.integers(0, 256, (48, 64, 3), np.uint8)
+    images.append(PIL.Image.fromarray(noise).resize((LONG_SIDE, 375), PIL.Image.BICUBIC))
+  out = []
+  for image in images:
+    data = io.BytesIO()
+    image.save(data, 'JPEG', quality=90)
+    out.append(data.getvalue())
+  return out
+
+
+def examples(jpegs, count):
+  """`count` records: 5 captions of 11 words, and 1 to 14 regions whose phrases are a class name or 3 words."""
+  rng = np.random.default_rng(0)
+  say = lambda n: ' '.join(rng.choice(WORDS, n))
+  for i in range(count):
+    data = jpegs[i % len(jpegs)]
+    width, height = PIL.Image.open(io.BytesIO(data)).size
+    corners = np.sort(rng.random((rng.integers(1, 15), 2, 2)), 1).reshape(-1, 4).astype(np.float32)
+    regions = tuple(schema.Region(box=tuple(map(float, box)), caption=say(1 if rng.random() < 0.5 else 3))
+                    for box in corners)
+    yield schema.Example(image=data, image_id=str(i), height=height, width=width,
+                         captions=tuple(say(11) for _ in range(5)), regions=regions)
+
+
+# --- Costs
+
+
+def processor_seconds() -> float:
+  """Of this process and its living children."""
+  total = sum(os.times()[:2])
+  for children in pathlib.Path('/proc/self/task').glob('*/children'):
+    for pid in children.read_text().split():
+      fields = pathlib.Path(f'/proc/{pid}/stat').read_text().rpartition(')')[2].split()
+      total += (int(fields[11]) + int(fields[12])) / os.sysconf('SC_CLK_TCK')
+  return total
+
+
+def cost(run, count) -> float:
+  """Microseconds of processor time an image."""
+  began = processor_seconds()
+  run()
+  return (processor_seconds() - began) / count * 1e6
+
+
+def pillow(data):
+  image = PIL.Image.open(io.BytesIO(data)).convert('RGB')
+  made = geometry_lib.resize_with_pad(height=image.height, width=image.width, canvas=SIDE)
+  return np.asarray(image.resize((made.resized_width, made.resized_height), PIL.Image.BILINEAR))
+
+
+def opencv_linear(data):
+  image = cv2.cvtColor(cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB)
+  made = geometry_lib.resize_with_pad(height=image.shape[0], width=image.shape[1], canvas=SIDE)
+  return cv2.resize(image, (made.resized_width, made.resized_height), interpolation=cv2.INTER_LINEAR)
+
+
+def ours(mode):
+  def decode(data):
+    opened = transforms.open_image(data, where='', mode=mode)
+    return opened.on_canvas(geometry_lib.resize_with_pad(height=opened.height, width=opened.width, canvas=SIDE))
+  return decode
+
+
+BARE = {'Pillow, bilinear': pillow, 'OpenCV, whole, linear': opencv_linear, 'exact: OpenCV, whole, area': ours('exact'),
+        'fast: OpenCV, reduced, linear': ours('fast')}
+BARE_OF = {'exact': 'exact: OpenCV, whole, area', 'fast': 'fast: OpenCV, reduced, linear'}
+
+
+def pipeline_cost(path, tokens, *, mode, workers, count) -> float:
+  """Of `count` images through train_dataset, after some batches to start up."""
+  data = pipeline.train_dataset(path, split='train', tokenizer=tokens, batch_size=BATCH, image_size=SIDE, decode=mode,
+                                num_workers=workers)
+  batches = iter(data)
+  for _ in range(2 + 4 * workers):  # workers have started, and buffers are full
+    next(batches)
+  found = cost(lambda: [next(batches) for _ in range(count // BATCH)], count // BATCH * BATCH)
+  if workers:
+    batches.close()
+  time.sleep(1)  # what still fills a buffer is not to be counted with the next case
+  return found
+
+
+def read_options_cost(path) -> dict[str, float]:
+  """Of handing one small element on, without any decoding, by Grain's ReadOptions (threads, buffer)."""
+  source = sources.RecordSource(path, split='train')
+  found = {}
+  for threads, buffer in ((0, 0), (1, 2), (2, 4), (16, 500)):
+    data = grain.MapDataset.range(20_000).map(lambda i: i + len(source)).to_iter_dataset(
+        grain.ReadOptions(num_threads=threads, prefetch_buffer_size=buffer))
+    found[f'{threads} threads, buffer {buffer}'] = cost(lambda: sum(1 for _ in data), 20_000)
+  return found
+
+
+def quality(jpegs) -> dict[str, float]:
+  """PSNR of the fast canvas against the exact one, dB."""
+  found = []
+  for data in jpegs:
+    exact, fast = (ours(mode)(data).astype(np.float64) for mode in ('exact', 'fast'))
+    found.append(10 * np.log10(255**2 / max(np.mean((exact - fast)**2), 1e-9)))
+  return {'mean': float(np.mean(found)), 'median': float(np.median(found)), 'min': min(found), 'images': len(found)}
+
+
+def resident_mb() -> float:
+  line = next(x for x in pathlib.Path('/proc/self/status').read_text().splitlines() if x.startswith('VmRSS'))
+  return int(line.split()[1]) / 1024
+
+
+def memory_growth(path, tokens, batches) -> dict[str, float]:
+  """Megabytes held after a tenth of the batches, and at their end. Batches and images are small: leaks are sought."""
+  data = iter(pipeline.train_dataset(path, split='train', tokenizer=tokens, batch_size=8, image_size=64, decode='fast'))
+  for _ in itertools.islice(data, batches // 10):
+    pass
+  before = resident_mb()
+  for _ in itertools.islice(data, batches - batches // 10):
+    pass
+  return {'batches': batches, 'after a tenth, MB': before, 'at the end, MB': resident_mb()}
+
+
+def main():
+  parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+  beside = HERE.parents[2] / 'shared' / 'coco_mini' / 'val2017'
+  parser.add_argument('--photos', default=os.fspath(beside) if beside.is_dir() else None, metavar='DIR')
+  parser.add_argument('--records', type=int, default=960)
+  parser.add_argument('--rounds', type=int, default=3)
+  parser.add_argument('--workers', type=int, nargs='+', default=[0, 1, 2])
+  parser.add_argument('--memory-batches', type=int, default=3000)
+  args = parser.parse_args()
+  jpegs = photos(args.photos)
+  with tempfile.TemporaryDirectory() as folder:
+    path = pathlib.Path(folder) / 'set'
+    records = list(examples(jpegs, args.records))
+    schema.write_dataset(path, meta=schema.DatasetMeta(name='photos'), splits={'train': records})
+    tokens = tokenizer.train((c for r in records for c in r.captions), vocab_size=1024)
+    rounds = [one_round(path, tokens, jpegs, args) for _ in range(args.rounds)]
+    results = {'machine': platform.machine(), 'opencv': cv2.__version__, 'grain': grain.__version__,
+               'photos': bool(args.photos), 'bytes_an_image': float(np.mean([len(j) for j in jpegs])),
+               'psnr': quality(jpegs), 'read_options_us': read_options_cost(path), 'rounds': rounds,
+               'memory': memory_growth(path, tokens, args.memory_batches)}
+  (HERE / 'data_pipeline.json').write_text(json.dumps(results, indent=1) + '\n')
+  result_page.write_table(HERE / 'data_pipeline.md', table(results))
+
+
+def one_round(path, tokens, jpegs, args):
+  found = {}
+  few = jpegs * (300 // len(jpegs) + 1)
+  for name, decode in BARE.items():
+    found[name] = cost(lambda: [decode(data) for data in few], len(few))
+    print(f'{name}: {found[name]:.0f} µs', flush=True)
+  for mode, workers in itertools.product(transforms.DECODE_MODES, args.workers):
+    name = f'pipeline, {mode}, {workers or "no"} workers'
+    before = cost(lambda: [ours(mode)(data) for data in few], len(few))
+    found[name] = pipeline_cost(path, tokens, mode=mode, workers=workers, count=args.records)
+    after = cost(lambda: [ours(mode)(data) for data in few], len(few))
+    found[f'{name}: over the bare loop'] = found[name] / ((before + after) / 2) - 1
+    print(f'{name}: {found[name]:.0f} µs, {100 * found[f"{name}: over the bare loop"]:.0f} % over', flush=True)
+  return found
+
+
+def table(results) -> str:
+  median = lambda name: statistics.median(r[name] for r in results['rounds'])
+  exact = BARE_OF['exact']
+  rows = ['| | images/s a core | µs an image | against the exact bare loop | over its own bare loop |',
+          '| --- | --- | --- | --- | --- |']
+  for name in results['rounds'][0]:
+    if name.endswith('bare loop'):
+      continue
+    ratio = statistics.median(r[exact] / r[name] for r in results['rounds'])
+    over = f'{name}: over the bare loop'
+    over = f'{100 * median(over):+.0f} %' if over in results['rounds'][0] else ''
+    rows.append(f'| {name} | {1e6 / median(name):,.0f} | {median(name):,.0f} | {ratio:.2f}× | {over} |')
+  psnr, memory = results['psnr'], results['memory']
+  kind = 'photos' if results['photos'] else 'generated images'
+  options = ', '.join(f'{name}: {value:.0f}' for name, value in results['read_options_us'].items())
+  return '\n'.join([
+      f'JPEG {kind} of 500 pixels on the long side ({results["bytes_an_image"] / 1000:.0f} kB) → {SIDE}, batches of '
+      f'{BATCH}; medians of {len(results["rounds"])} rounds; OpenCV {results["opencv"]}, Grain {results["grain"]}, '
+      f'{results["machine"]}. Made by `python docs/results/data_pipeline.py`.', '', *rows, '',
+      f'The fast canvas against the exact one: PSNR {psnr["mean"]:.1f} dB on average, median {psnr["median"]:.1f}, '
+      f'lowest {psnr["min"]:.1f}, over {psnr["images"]} images.', '',
+      f"Grain's cost of handing on an element that costs nothing, µs: {options}.", '',
+      f'Memory of the process over {memory["batches"]:,} batches: {memory["after a tenth, MB"]:.0f} MB after a tenth, '
+      f'{memory["at the end, MB"]:.0f} MB at the end.'])
+
+
+if __name__ == '__main__':
+  sys.exit(main())
