@@ -20,7 +20,7 @@ import jax
 import result_page
 
 from cloc_jax import config as config_lib
-from cloc_jax import hardware, hlo, plan
+from cloc_jax import hardware, hlo, plan, plan_step
 
 HERE = pathlib.Path(__file__).parent
 CONFIG = 'configs/cloc_b16.py'
@@ -79,9 +79,9 @@ def one(topology: str, transport: str) -> dict:
   where = hardware.topology(topology)
   config = config_lib.load(CONFIG)
   config_lib.override(config, [f'data.batch_size={IMAGES_A_CHIP * where.chips}', f'loss.transport={transport}'])
-  step = plan._Step(config, where)
-  compiled, reason = plan._compile(step, where.libtpu_name)
-  if compiled is None or isinstance(compiled, plan.OutOfMemory):
+  step = plan_step.Step(config, where)
+  compiled, reason = plan._compile(step, where)
+  if compiled is None or isinstance(compiled, plan_step.OutOfMemory):
     raise RuntimeError(reason or compiled.message)
   text = compiled.as_text()
   traffic = hlo.traffic(text, devices=where.chips)
