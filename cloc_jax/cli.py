@@ -82,8 +82,8 @@ def _parser() -> argparse.ArgumentParser:
                         'folder')
   evaluate.add_argument('--pool-limit', type=int, help='the first so many regions alone, for region retrieval')
   evaluate.add_argument('--region-embedding', choices=('model', 'prompter', 'roi', 'mask-pool', 'crop'),
-                        help="model: its own region branch, a Prompter for one (default); roi, mask-pool: of its patches "
-                             "(roi is the default for others' encoders); crop: cut every box out and encode it as an "
+                        help="model: its own region branch, a Prompter for one (default); roi, mask-pool: of its "
+                             "patches (roi is the default for others' encoders); crop: cut every box out and encode it as an "
                              'image')
   evaluate.add_argument('--out', metavar='DIR', help='write SPLIT.json there; default: RUN/evals, or RUN/evals/DATA '
                         "for another data set than the run's own; evals/ENCODER/DATA for others' encoders")

@@ -63,10 +63,10 @@ def color_encoder():
   """Embeds an image by its mean colour, and a text by the colour that it ends in."""
   colors = {'red': 0, 'green': 1, 'blue': 2}
   unit = lambda z: z / np.linalg.norm(z, axis=-1, keepdims=True)
+  encode_text = lambda texts, *, region: np.eye(3, dtype=np.float32)[[colors[t.strip('.').split()[-1]] for t in texts]]
   fns = EncoderFns(
       encode_image=lambda images: images.astype(np.float32).mean((1, 2)) + 1, image_embedding=unit, embed_regions=None,
-      encode_text=lambda texts, *, region: np.eye(3, dtype=np.float32)[[colors[t.rstrip('.').split()[-1]] for t in texts]],
-      ground=None)
+      encode_text=encode_text, ground=None)
   return encoders.Encoder(fns=fns, image_size=8, pad='center', info={'encoder': 'hf:x/colors'})
 
 

@@ -26,7 +26,7 @@ class ClassList:
 
 @dataclasses.dataclass(frozen=True)
 class ImageFolder:
-  """paths: of the images, class by class, each class sorted. labels: (n,) int64. other_files: left out, by extension."""
+  """paths: of the images, class by class, each class sorted. labels: (n,) int64. other_files: are no images."""
   paths: tuple[pathlib.Path, ...]
   labels: np.ndarray
   other_files: int

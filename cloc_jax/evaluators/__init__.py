@@ -16,5 +16,5 @@ from cloc_jax.evaluators.suite import Evaluation, evaluate_all
 from cloc_jax.evaluators.zeroshot import ZeroShot
 
 __all__ = ['EncoderFns', 'Evaluation', 'Grounding', 'ImageTextRetrieval', 'NothingToMeasure', 'PointingGame',
-           'Predictions', 'ProposalGrounding', 'RegionRecognition', 'RegionRetrieval', 'ZeroShot', 'collect', 'crop_regions', 'evaluate_all',
-           'pooled_regions']
+           'Predictions', 'ProposalGrounding', 'RegionRecognition', 'RegionRetrieval', 'ZeroShot', 'collect', 'crop_regions',
+           'evaluate_all', 'pooled_regions']

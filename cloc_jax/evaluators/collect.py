@@ -91,7 +91,7 @@ class Predictions:
           raise ValueError(f'predictions.{name}: expected {count} entries, got {len(value)}')
 
   def in_pixels(self, boxes: np.ndarray, *, image: np.ndarray) -> np.ndarray:
-    """Boxes (p, 4) normalised to the canvas → pixels of each one's own original image, `image` (p,), cut at its edge."""
+    """Boxes (p, 4) normalised to the canvas → pixels of each one's own image, `image` (p,), cut at its edge."""
     out = np.empty_like(boxes)
     order = np.argsort(image, kind='stable')
     images, starts = np.unique(image[order], return_index=True)

@@ -54,8 +54,8 @@ def evaluate_all(predictions: Predictions, *, fns: EncoderFns, meta, pool_limit:
   Args:
     predictions: as `collect` returns.
     fns: the model, for the class names; they are encoded once.
-    meta: a DatasetMeta, or anything with `categories` and `unseen_categories`; of `extra`, 'frequency' is read where
-      there is one: class name → 'r', 'c' or 'f', as LVIS says of its categories.
+    meta: a DatasetMeta, or anything with `categories` and `unseen_categories`; of `extra`, ['lvis']['frequencies']
+      is read where there is one: 'r', 'c' or 'f' for each of `categories`, as LVIS says of its own.
     pool_limit: RegionRetrieval's `limit`.
 
   Raises:
@@ -89,13 +89,16 @@ def _category_subsets(meta) -> dict[str, tuple[str, ...] | None]:
 
 
 def frequency_groups(meta) -> dict[str, list[str]]:
-  """'rare', 'common' and 'frequent' → their classes, from meta.extra['frequency']; empty where it is not there."""
-  frequency = getattr(meta, 'extra', {}).get('frequency', {})
+  """'rare', 'common' and 'frequent' → their classes, from meta.extra['lvis']['frequencies']; empty without it."""
+  letters = getattr(meta, 'extra', {}).get('lvis', {}).get('frequencies', ())
+  if letters and len(letters) != len(meta.categories):
+    raise ValueError(f"extra['lvis']['frequencies']: expected one for each of {len(meta.categories)} categories, got "
+                     f'{len(letters)}')
   names = {'r': 'rare', 'c': 'common', 'f': 'frequent'}
   groups: dict[str, list[str]] = {}
-  for category, letter in frequency.items():
+  for category, letter in zip(meta.categories, letters):
     if letter not in names:
-      raise ValueError(f"extra['frequency'][{category!r}]: expected one of {list(names)}, got {letter!r}")
+      raise ValueError(f"extra['lvis']['frequencies'], {category!r}: expected one of {list(names)}, got {letter!r}")
     groups.setdefault(names[letter], []).append(category)
   return groups
 

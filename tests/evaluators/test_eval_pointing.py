@@ -18,7 +18,8 @@ def test_points_in_boxes_by_hand(make_predictions):
 
 
 def test_either_kind_of_point_alone(make_predictions):
-  names = lambda **kw: {n for n, _ in PointingGame().run(make_predictions(region_image=[0], region_captions=['a'], **kw))}
+  names = lambda **kw: {name for name, _ in PointingGame().run(
+      make_predictions(region_image=[0], region_captions=['a'], **kw))}
   assert names(points=[[0, 0]]) == {'patch_acc', 'patch_acc_any', 'chance', 'phrases'}
   assert names(pred_boxes=[[0, 0, 1, 1]]) == {'center_acc', 'center_acc_any', 'chance', 'phrases'}
   with pytest.raises(NothingToMeasure, match='neither patch embeddings nor a box head'):

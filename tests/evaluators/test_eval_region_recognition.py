@@ -23,8 +23,8 @@ def test_perfect_and_all_wrong(make_predictions):
   eye = np.eye(8, dtype=np.float32)
   kw = dict(region_image=[0] * 4, categories=[NAMES[i] for i in labels])
   right = recognise(make_predictions(z_region=eye[labels], **kw))
-  assert right == dict(macc=1.0, top1=1.0, top5=1.0, boxes=4, classes=3, boxes_unknown=0, macc_large=1.0, top1_large=1.0,
-                       boxes_large=4, ap_gt=1.0)
+  assert right == dict(macc=1.0, top1=1.0, top5=1.0, boxes=4, classes=3, boxes_unknown=0, macc_large=1.0,
+                       top1_large=1.0, boxes_large=4, ap_gt=1.0)
   wrong = recognise(make_predictions(z_region=eye[[3, 3, 3, 3]], **kw))
   assert (wrong['macc'], wrong['top1']) == (0.0, 0.0)
 

@@ -69,11 +69,13 @@ def test_unseen_classes_that_do_not_occur_are_skipped_alone(predictions):
 
 
 def test_frequencies_of_the_data_set_are_groups(predictions):
-  got = evaluate_all(predictions, fns=text_fns(), meta=meta(extra={'frequency': {'red cat': 'r', 'blue cat': 'f'}}))
-  assert got.metrics['region_recognition/boxes_rare'] == got.metrics['region_recognition/boxes_frequent'] == 1
+  got = evaluate_all(predictions, fns=text_fns(), meta=meta(extra={'lvis': {'frequencies': ['r', 'f', 'f']}}))
+  assert got.metrics['region_recognition/boxes_rare'] == 1 and got.metrics['region_recognition/boxes_frequent'] == 2
   assert 'region_recognition/boxes_common' not in got.metrics
   with pytest.raises(ValueError, match="'red cat'.*'r', 'c', 'f'.*'x'"):
-    evaluate_all(predictions, fns=text_fns(), meta=meta(extra={'frequency': {'red cat': 'x'}}))
+    evaluate_all(predictions, fns=text_fns(), meta=meta(extra={'lvis': {'frequencies': ['x', 'f', 'f']}}))
+  with pytest.raises(ValueError, match='expected one for each of 3 categories, got 1'):
+    evaluate_all(predictions, fns=text_fns(), meta=meta(extra={'lvis': {'frequencies': ['r']}}))
 
 
 def test_json_holds_protocols_and_reads_back(predictions, tmp_path):
