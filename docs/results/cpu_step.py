@@ -12,6 +12,7 @@ import os
 import pathlib
 import platform
 import statistics
+import subprocess
 import sys
 import time
 
@@ -132,17 +133,28 @@ def turns(functions: dict, *, rounds: int) -> dict[str, float]:
   return {name: statistics.median(values) for name, values in seconds.items()}
 
 
+def measure(name: str, *, rounds: int) -> dict:
+  image_shape, text_shape = SHAPES[name]
+  step, work = ours(image_shape, text_shape)
+  found = turns({'ours': step, 'torch float32': pytorch(image_shape, text_shape, bf16=False),
+                 'torch bfloat16': pytorch(image_shape, text_shape, bf16=True), 'peak': product}, rounds=rounds)
+  peak = 2 * 4096**3 / found.pop('peak')
+  return dict(batch=image_shape[-1], seconds=found, of_peak=work / found['ours'] / peak, peak=peak)
+
+
 def main():
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
   parser.add_argument('--rounds', type=int, default=5)
+  parser.add_argument('--case', help=argparse.SUPPRESS)
   args = parser.parse_args()
+  if args.case:
+    print(json.dumps(measure(args.case, rounds=args.rounds)))
+    return 0
   results = {}
-  for name, (image_shape, text_shape) in SHAPES.items():
-    step, work = ours(image_shape, text_shape)
-    found = turns({'ours': step, 'torch float32': pytorch(image_shape, text_shape, bf16=False),
-                   'torch bfloat16': pytorch(image_shape, text_shape, bf16=True), 'peak': product}, rounds=args.rounds)
-    peak = 2 * 4096**3 / found.pop('peak')
-    results[name] = dict(batch=image_shape[-1], seconds=found, of_peak=work / found['ours'] / peak, peak=peak)
+  for name in SHAPES:  # each in a process of its own: what an earlier one leaves in memory slows the next
+    done = subprocess.run([sys.executable, __file__, '--rounds', str(args.rounds), '--case', name],
+                          stdout=subprocess.PIPE, text=True, check=True)
+    results[name] = json.loads(done.stdout.splitlines()[-1])
     print(name, results[name], flush=True)
   write(results)
   return 0
