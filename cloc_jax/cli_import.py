@@ -19,6 +19,10 @@ def add_verbs(verbs) -> None:
                                  description='Repeat --split --images --annotations for several splits, in order.'))
   _open_images(formats.add_parser('open-images', help="Open Images V7's boxes, and Localized Narratives as captions",
                                   description='Repeat --split --images --boxes for several splits, in order.'))
+  _rows(formats.add_parser('rows', help='JSONL or Parquet files with one image a row',
+                           description='A row has image (a path or bytes), and optionally image_id, caption or '
+                                       'captions, regions [{box, caption, category, score}], height, width. Repeat '
+                                       '--split --rows for several splits, in order.'))
   _coco(verbs.add_parser('import-coco', help='the same as `import coco`'))
 
 
@@ -128,3 +132,35 @@ def _open_images(parser):
     return _run(args, open_images.OpenImages(tuple(sources), classes=args.classes, name=args.name,
                                              trust_boxes=args.trust_boxes))
   parser.set_defaults(run=run)
+
+
+def _rows(parser):
+  parser.add_argument('--split', action='append', metavar='NAME', help='default: train')
+  parser.add_argument('--rows', action='append', required=True, metavar='FILES',
+                      help='.jsonl or .parquet; several with a comma between; * and ? are filled in')
+  parser.add_argument('--images', action='append', metavar='DIR',
+                      help="where images' paths start (default: each file's folder)")
+  parser.add_argument('--boxes', default='xyxy normalised', metavar='CONVENTION',
+                      help="'xyxy normalised' (default), 'xywh pixels', 'yxyx 0-1000', …")
+  _add_trust_boxes(parser)
+  _add_common(parser, name='rows')
+
+  def run(args):
+    from cloc_jax.data.importers import rows
+    sources = [rows.RowsSource(split=flags['split'], files=_files(flags['rows']), images=flags['images'])
+               for flags in _per_split(args, 'rows', 'images')]
+    return _run(args, rows.Rows(tuple(sources), boxes=args.boxes, name=args.name, trust_boxes=args.trust_boxes))
+  parser.set_defaults(run=run)
+
+
+def _files(text: str) -> tuple[str, ...]:
+  """'a.tar,b-*.tar' → all the files, those of a pattern in order of their names."""
+  import glob
+  found = []
+  for pattern in text.split(','):
+    pattern = os.path.expanduser(pattern)
+    matches = sorted(glob.glob(pattern)) if glob.has_magic(pattern) and not os.path.exists(pattern) else [pattern]
+    if not matches:
+      raise FileNotFoundError(f'no file fits {pattern}')
+    found += matches
+  return tuple(found)

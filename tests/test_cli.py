@@ -49,7 +49,7 @@ def stopped(argv):
     (['eval-diff'], ['A.parquet', 'B.parquet', '--out FILE.html', '--images']),
     (['report'], ['--workdir DIR', '--out FILE', '--images']),
     (['data'], ['scenes', 'import', 'inspect', 'validate', 'stats']),
-    (['data', 'import'], ['FORMAT', 'coco', 'lvis', 'objects365', 'open-images']),
+    (['data', 'import'], ['FORMAT', 'coco', 'lvis', 'objects365', 'open-images', 'rows']),
     (['data', 'scenes'], ['--out DIR', '--train', '--val', '--unseen', '--size', '--seed', '--sprites SPEC',
                           '--preset {full,local}', '--encoding {jpeg,png}', '--num-workers', '--overwrite']),
     (['data', 'import', 'coco'], ['--split NAME', '--images DIR', '--instances FILE.json', '--captions FILE.json',
