@@ -23,6 +23,11 @@ def add_verbs(verbs) -> None:
                            description='A row has image (a path or bytes), and optionally image_id, caption or '
                                        'captions, regions [{box, caption, category, score}], height, width. Repeat '
                                        '--split --rows for several splits, in order.'))
+  _webdataset(formats.add_parser('webdataset', help='tars of image–text pairs, without regions',
+                                 description='Repeat --split --tars for several splits, in order.'))
+  _grit(formats.add_parser('grit', help="GRIT's noun chunks and referring expressions, from img2dataset's tars",
+                           description='Repeat --split --tars for several splits, in order. Images must have kept '
+                                       'their proportions: img2dataset --resize_mode=keep_ratio.'))
   _coco(verbs.add_parser('import-coco', help='the same as `import coco`'))
 
 
@@ -151,6 +156,40 @@ def _rows(parser):
                for flags in _per_split(args, 'rows', 'images')]
     return _run(args, rows.Rows(tuple(sources), boxes=args.boxes, name=args.name, trust_boxes=args.trust_boxes))
   parser.set_defaults(run=run)
+
+
+def _webdataset(parser):
+  _tars(parser)
+  parser.add_argument('--caption-key', action='append', metavar='KEY',
+                      help='of the json members, beside txt (default: caption); may be repeated')
+  _add_common(parser, name='webdataset')
+
+  def run(args):
+    from cloc_jax.data.importers import webdataset
+    sources = [webdataset.TarsSource(flags['split'], _files(flags['tars'])) for flags in _per_split(args, 'tars')]
+    return _run(args, webdataset.WebDataset(tuple(sources), name=args.name,
+                                            caption_keys=tuple(args.caption_key or ['caption'])))
+  parser.set_defaults(run=run)
+
+
+def _grit(parser):
+  _tars(parser)
+  parser.add_argument('--phrases', choices=['both', 'noun_chunks', 'ref_exps'], default='both',
+                      help='which become regions (default %(default)s)')
+  _add_trust_boxes(parser)
+  _add_common(parser, name='grit')
+
+  def run(args):
+    from cloc_jax.data.importers import grit
+    sources = [grit.TarsSource(flags['split'], _files(flags['tars'])) for flags in _per_split(args, 'tars')]
+    return _run(args, grit.Grit(tuple(sources), name=args.name, phrases=args.phrases, trust_boxes=args.trust_boxes))
+  parser.set_defaults(run=run)
+
+
+def _tars(parser):
+  parser.add_argument('--split', action='append', metavar='NAME', help='default: train')
+  parser.add_argument('--tars', action='append', required=True, metavar='FILES',
+                      help='several with a comma between; * and ? are filled in')
 
 
 def _files(text: str) -> tuple[str, ...]:
