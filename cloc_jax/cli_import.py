@@ -28,6 +28,7 @@ def add_verbs(verbs) -> None:
   _grit(formats.add_parser('grit', help="GRIT's noun chunks and referring expressions, from img2dataset's tars",
                            description='Repeat --split --tars for several splits, in order. Images must have kept '
                                        'their proportions: img2dataset --resize_mode=keep_ratio.'))
+  _visual_genome(formats.add_parser('visual-genome', help="Visual Genome's region descriptions and objects"))
   _coco(verbs.add_parser('import-coco', help='the same as `import coco`'))
 
 
@@ -183,6 +184,23 @@ def _grit(parser):
     from cloc_jax.data.importers import grit
     sources = [grit.TarsSource(flags['split'], _files(flags['tars'])) for flags in _per_split(args, 'tars')]
     return _run(args, grit.Grit(tuple(sources), name=args.name, phrases=args.phrases, trust_boxes=args.trust_boxes))
+  parser.set_defaults(run=run)
+
+
+def _visual_genome(parser):
+  parser.add_argument('--split', default='train', metavar='NAME', help='what the one split is called (%(default)s)')
+  parser.add_argument('--images', required=True, metavar='DIR', help='holds VG_100K and VG_100K_2, or all images')
+  parser.add_argument('--image-data', required=True, metavar='FILE.json', help='image_data.json')
+  parser.add_argument('--regions', metavar='FILE.json', help='region_descriptions.json')
+  parser.add_argument('--objects', metavar='FILE.json', help='objects.json')
+  _add_trust_boxes(parser)
+  _add_common(parser, name='visual_genome')
+
+  def run(args):
+    from cloc_jax.data.importers import visual_genome
+    return _run(args, visual_genome.VisualGenome(
+        args.images, args.image_data, regions=args.regions, objects=args.objects, split=args.split, name=args.name,
+        trust_boxes=args.trust_boxes))
   parser.set_defaults(run=run)
 
 
