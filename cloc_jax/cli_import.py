@@ -29,6 +29,8 @@ def add_verbs(verbs) -> None:
                            description='Repeat --split --tars for several splits, in order. Images must have kept '
                                        'their proportions: img2dataset --resize_mode=keep_ratio.'))
   _visual_genome(formats.add_parser('visual-genome', help="Visual Genome's region descriptions and objects"))
+  _refcoco(formats.add_parser('refcoco', help="RefCOCO's, RefCOCO+'s and RefCOCOg's original pickles",
+                              description='Each has splits of its own; one region a sentence.'))
   _coco(verbs.add_parser('import-coco', help='the same as `import coco`'))
 
 
@@ -201,6 +203,21 @@ def _visual_genome(parser):
     return _run(args, visual_genome.VisualGenome(
         args.images, args.image_data, regions=args.regions, objects=args.objects, split=args.split, name=args.name,
         trust_boxes=args.trust_boxes))
+  parser.set_defaults(run=run)
+
+
+def _refcoco(parser):
+  parser.add_argument('--refs', required=True, metavar='FILE.p', help='refs(unc).p, refs(umd).p, refs(google).p')
+  parser.add_argument('--instances', required=True, metavar='FILE.json', help='instances.json beside it')
+  parser.add_argument('--images', required=True, metavar='DIR', help="COCO's train2014")
+  parser.add_argument('--split', action='append', metavar='NAME', help='default: all there are; may be repeated')
+  _add_trust_boxes(parser)
+  _add_common(parser, name='refcoco')
+
+  def run(args):
+    from cloc_jax.data.importers import refcoco
+    return _run(args, refcoco.RefCoco(args.refs, args.instances, args.images, wanted=tuple(args.split or ()),
+                                      name=args.name, trust_boxes=args.trust_boxes))
   parser.set_defaults(run=run)
 
 
