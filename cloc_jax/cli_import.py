@@ -31,6 +31,8 @@ def add_verbs(verbs) -> None:
   _visual_genome(formats.add_parser('visual-genome', help="Visual Genome's region descriptions and objects"))
   _refcoco(formats.add_parser('refcoco', help="RefCOCO's, RefCOCO+'s and RefCOCOg's original pickles",
                               description='Each has splits of its own; one region a sentence.'))
+  _flickr30k_entities(formats.add_parser(
+      'flickr30k-entities', help="Flickr30k's captions, and Flickr30k Entities' phrases with boxes"))
   _coco(verbs.add_parser('import-coco', help='the same as `import coco`'))
 
 
@@ -218,6 +220,23 @@ def _refcoco(parser):
     from cloc_jax.data.importers import refcoco
     return _run(args, refcoco.RefCoco(args.refs, args.instances, args.images, wanted=tuple(args.split or ()),
                                       name=args.name, trust_boxes=args.trust_boxes))
+  parser.set_defaults(run=run)
+
+
+def _flickr30k_entities(parser):
+  parser.add_argument('--entities', required=True, metavar='DIR', help='holds Sentences and Annotations')
+  parser.add_argument('--images', required=True, metavar='DIR', help='flickr30k-images')
+  parser.add_argument('--lists', metavar='DIR', help='train.txt, val.txt, test.txt, UNRELATED_CAPTIONS '
+                                                     '(default: as --entities)')
+  parser.add_argument('--split', action='append', metavar='NAME', help='default: train, val and test')
+  _add_trust_boxes(parser)
+  _add_common(parser, name='flickr30k_entities')
+
+  def run(args):
+    from cloc_jax.data.importers import flickr30k_entities
+    return _run(args, flickr30k_entities.Flickr30kEntities(
+        args.entities, args.images, wanted=tuple(args.split or ('train', 'val', 'test')), lists=args.lists,
+        name=args.name, trust_boxes=args.trust_boxes))
   parser.set_defaults(run=run)
 
 

@@ -50,7 +50,7 @@ def stopped(argv):
     (['report'], ['--workdir DIR', '--out FILE', '--images']),
     (['data'], ['scenes', 'import', 'inspect', 'validate', 'stats']),
     (['data', 'import'], ['FORMAT', 'coco', 'lvis', 'objects365', 'open-images', 'rows',
-                         'webdataset', 'grit', 'visual-genome', 'refcoco']),
+                         'webdataset', 'grit', 'visual-genome', 'refcoco', 'flickr30k-entities']),
     (['data', 'scenes'], ['--out DIR', '--train', '--val', '--unseen', '--size', '--seed', '--sprites SPEC',
                           '--preset {full,local}', '--encoding {jpeg,png}', '--num-workers', '--overwrite']),
     (['data', 'import', 'coco'], ['--split NAME', '--images DIR', '--instances FILE.json', '--captions FILE.json',

@@ -72,9 +72,9 @@ def test_padded_images_lose_their_boxes(tmp_path, size, kept):
 @pytest.mark.parametrize('changes, message', [
     ({'noun_chunks': KeyError}, "000000012.json: no key 'noun_chunks'; found"),
     ({'ref_exps': None}, "'ref_exps' must be a list"),
-    ({'ref_exps': [[0, 1, 2]]}, r'ref_exps\[0\]: a box is four numbers'),
+    ({'ref_exps': [[0, 1, 2]]}, r'ref_exps\[0\]: a box must be four numbers'),
     ({'ref_exps': [['a', 1, 2]]}, r'ref_exps\[0\]: expected \[start, end'),
-    ({'ref_exps': [[0, 13, 0.1, None, 0.2, 0.3, 0.5]]}, r'ref_exps\[0\]: a box is four numbers')])
+    ({'ref_exps': [[0, 13, 0.1, None, 0.2, 0.3, 0.5]]}, r'ref_exps\[0\]: a box must be four numbers')])
 def test_bad_entries_are_named(tmp_path, changes, message):
   with pytest.raises(ValueError, match=message):
     run(tar(tmp_path / '0.tar', **changes), tmp_path / 'out')

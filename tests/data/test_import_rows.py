@@ -102,7 +102,8 @@ def test_boxes_of_another_convention_are_named(make, tmp_path):
     ({'image': {'bytes': '$'}}, 'row 2: image: .bytes. is no base64'),
     ({'image': 'a.png', 'captions': [1]}, "row 2: 'captions' must be a text or a list"),
     ({'image': 'a.png', 'height': 40}, 'row 2: expected both height and width'),
-    ({'image': 'a.png', 'regions': [{'box': [0, 0, 1], 'caption': 'x'}]}, r'image a.png, regions\[0\]: a box is four'),
+    ({'image': 'a.png', 'regions': [{'box': [0, 0, 1], 'caption': 'x'}]},
+     r'image a.png, regions\[0\]: a box must be four'),
     ({'image': 'a.png', 'regions': [{'caption': 'x'}]}, r"row 2, regions\[0\]: no key 'box'")])
 def test_bad_rows_are_named(make, tmp_path, item, message):
   with pytest.raises(ValueError, match=message):

@@ -1,6 +1,6 @@
 """GRIT → a region-text data set, from the archives that img2dataset writes.
 
-A sample is KEY.jpg, KEY.txt (the caption) and KEY.json, which holds `caption`, and in `noun_chunks` and `ref_exps` lists
+A sample is KEY.jpg, KEY.txt (the caption) and KEY.json, which holds `caption`, and under `noun_chunks` and `ref_exps`
 [start, end, x1, y1, x2, y2, score]: a range of the caption's characters and a box in fractions of the image.
 Sources: Peng et al., *Kosmos-2: Grounding Multimodal Large Language Models to the World*, 2023; the layout and the
 command that downloads images are in github.com/microsoft/unilm/tree/master/kosmos-2 and in the data set's card,

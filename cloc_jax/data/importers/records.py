@@ -2,8 +2,9 @@
 
 For formats that say of each image all at once: rows, archives, a file an image.
 """
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 import dataclasses
+import functools
 import os
 import pathlib
 from typing import Any
@@ -66,8 +67,9 @@ def examples(records: Iterable[Record], report: counts_lib.Counts, *, where: str
       lost(report, 'image lost', image_id=record.image_id, boxes=len(record.phrases), captions=len(record.captions))
       continue
     data, size = loaded
-    raw = np.array([four_numbers(p.box, where=f'{where}: image {record.image_id}, {p.name}') for p in record.phrases])
-    raw = raw.reshape(-1, 4)
+    at = '{}: image {}, {}'.format
+    raw = np.array([four_numbers(p.box, functools.partial(at, where, record.image_id, p.name))
+                    for p in record.phrases]).reshape(-1, 4)
     if not trust_boxes:
       found, sizes = seen.setdefault(record.convention, ([], []))
       found.append(raw)
@@ -86,14 +88,14 @@ def lost(report: counts_lib.Counts, reason: str, *, image_id: str, boxes: int, c
   report.dropped('captions', reason, f'image {image_id}', captions)
 
 
-def four_numbers(box: Any, *, where: str) -> list[float]:
-  """A box as four finite floats, or ValueError naming `where`."""
+def four_numbers(box: Any, where: Callable[[], str], *, what: str = 'a box') -> list[float]:
+  """A box as four finite floats, or ValueError naming `where()`, which is spelt out only then."""
   try:
     found = [float(value) for value in box]
   except (TypeError, ValueError):
     found = []
   if len(found) != 4 or not np.isfinite(found).all():
-    raise ValueError(f'{where}: a box is four numbers, got {box!r}')
+    raise ValueError(f'{where()}: {what} must be four numbers, got {box!r:.80}')
   return found
 
 
@@ -111,12 +113,10 @@ def check_splits(sources: Sequence) -> tuple:
   return sources
 
 
-def check_folder(folder: str | os.PathLike, *, what: str) -> pathlib.Path:
-  """The folder if there is one, else FileNotFoundError."""
-  path = pathlib.Path(folder).expanduser()
-  if not path.is_dir():
-    raise FileNotFoundError(f'no such folder of {what}: {path}')
-  return path
+def check_folder(folder: str | os.PathLike, *, what: str = 'images', where: str = '') -> None:
+  """Raises FileNotFoundError, with `where` before it, unless there is such a folder."""
+  if not pathlib.Path(folder).expanduser().is_dir():
+    raise FileNotFoundError(f'{where}no such folder of {what}: {folder}')
 
 
 def _load(record, report):

@@ -39,7 +39,7 @@ class RefCoco(engine.Importer):
   images_per_shard: int = 1024
 
   def __post_init__(self):
-    records.check_folder(self.images, what='images')
+    records.check_folder(self.images)
 
   def files(self) -> list[str | os.PathLike]:
     return [json_stream.check_file(path) for path in (self.refs, self.instances)]
@@ -83,7 +83,8 @@ class RefCoco(engine.Importer):
     return schema.DatasetMeta(
         name=self.name, description='Referring expressions for objects in COCO images.',
         categories=tuple(self._categories[key] for key in sorted(self._categories)),
-        extra={'provenance': 'RefCOCO annotations on COCO images', 'files': [pathlib.Path(p).name for p in self.files()]})
+        extra={'provenance': 'RefCOCO annotations on COCO images',
+               'files': [pathlib.Path(path).name for path in self.files()]})
 
   def _gather(self, refs):
     """{split: {image id: phrases}}, images in the order of their first reference."""
@@ -120,7 +121,7 @@ class RefCoco(engine.Importer):
 
 
 class _Plain(pickle.Unpickler):
-  """Reads containers, texts and numbers; a pickle that names any class or function, which could run code, is refused."""
+  """Reads containers, texts and numbers; a pickle that names a class or function, which could run code, is refused."""
 
   def find_class(self, module, name):
     raise pickle.UnpicklingError(f'it asks for {module}.{name}; only lists, dicts, texts and numbers are read')

@@ -73,7 +73,7 @@ class Rows(engine.Importer):
       raise ValueError(f'unknown box convention {self.boxes!r}; known are {list(box_conventions.CONVENTIONS)}')
     for source in self.sources:
       if source.images is not None:
-        records.check_folder(source.images, what='images')
+        records.check_folder(source.images)
       for path in source.files:
         if pathlib.Path(path).suffix not in ('.jsonl', '.parquet'):
           raise ValueError(f'{path}: expected a .jsonl or .parquet file')

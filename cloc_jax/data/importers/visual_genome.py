@@ -52,7 +52,7 @@ class VisualGenome(engine.Importer):
   def __post_init__(self):
     if self.regions is None and self.objects is None:
       raise ValueError('expected region descriptions, objects or both')
-    records.check_folder(self.images, what='images')
+    records.check_folder(self.images)
 
   def files(self) -> list[str | os.PathLike]:
     return [json_stream.check_file(p) for p in (self.image_data, self.regions, self.objects) if p is not None]
