@@ -69,6 +69,17 @@ def test_padded_images_lose_their_boxes(tmp_path, size, kept):
   assert found.of('boxes', 'dropped', 'image padded, cropped or turned') == 4 - kept
 
 
+def test_an_archive_of_padded_images_is_named(tmp_path):
+  image = cv2.imencode('.jpg', np.zeros((256, 256, 3), np.uint8))[1].tobytes()
+  files = {}
+  for i in range(20):
+    files |= {f'{i:09}.jpg': image, f'{i:09}.json': json.dumps(INSTANCE).encode()}
+  path = write_tar(tmp_path / '0.tar', files)
+  with pytest.raises(ValueError, match='0.tar: the images of 80 of 80 boxes have lost their proportions'):
+    run(path, tmp_path / 'out')
+  assert run(path, tmp_path / 'out', trust_boxes=True).of('images', 'kept') == 20
+
+
 @pytest.mark.parametrize('changes, message', [
     ({'noun_chunks': KeyError}, "000000012.json: no key 'noun_chunks'; found"),
     ({'ref_exps': None}, "'ref_exps' must be a list"),

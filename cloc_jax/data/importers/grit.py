@@ -9,7 +9,9 @@ huggingface.co/datasets/zzliang/GRIT; members: github.com/rom1504/img2dataset.
 from collections.abc import Iterator
 import dataclasses
 
+from cloc_jax.data import schema
 from cloc_jax.data.importers import counts as counts_lib
+from cloc_jax.data.importers import engine
 from cloc_jax.data.importers import images
 from cloc_jax.data.importers import json_stream
 from cloc_jax.data.importers import records
@@ -18,6 +20,8 @@ from cloc_jax.data.importers import webdataset
 TarsSource = webdataset.TarsSource
 
 _LISTS = {'noun_chunks': 'noun chunk', 'ref_exps': 'referring expression'}  # key → Region.source
+_RESHAPED = 'image padded, cropped or turned'
+_MIN_IMAGES = 20  # fewer say nothing of an archive
 
 
 @dataclasses.dataclass
@@ -25,7 +29,7 @@ class Grit(webdataset.WebDataset):
   """GRIT's importer. Images must have kept their proportions: img2dataset's `--resize_mode` keep_ratio or no.
 
   Boxes of an image whose proportions are not those of `original_width` and `original_height` are dropped, as they fit
-  no more. A referring expression that is only its noun chunk again (so GRIT writes those without an expansion) is too.
+  no more; an archive where most are such is an error. A referring expression that is only its noun chunk again (so GRIT writes those without an expansion) is too.
 
   phrases: 'noun_chunks', 'ref_exps' or 'both'.
   sources, trust_boxes: see webdataset.WebDataset and coco.Coco.
@@ -40,12 +44,20 @@ class Grit(webdataset.WebDataset):
     if self.phrases not in ('both', *_LISTS):
       raise ValueError(f"phrases must be 'noun_chunks', 'ref_exps' or 'both', got {self.phrases!r}")
 
+  def read(self, task: engine.Task, report: counts_lib.Counts) -> Iterator[schema.Example]:
+    yield from super().read(task, report)
+    reshaped = report.of('boxes', 'dropped', _RESHAPED)
+    if report.of('images') >= _MIN_IMAGES and reshaped > report.of('boxes') / 2 and not self.trust_boxes:
+      raise ValueError(f'{task.payload}: the images of {reshaped} of {report.of("boxes")} boxes have lost their '
+                       'proportions, so that the boxes do not fit: download them with img2dataset '
+                       '--resize_mode=keep_ratio, or import the others with --trust-boxes')
+
   def record(self, sample: webdataset.Sample, content: dict, image: bytes, image_id: str, where: str,
              report: counts_lib.Counts) -> records.Record:
     found = super().record(sample, content, image, image_id, where, report)
     if 'json' not in sample.parts:
       raise ValueError(f'{where}: no json with noun_chunks and ref_exps; found {sorted(sample.parts)}')
-    changed = 'image padded, cropped or turned' if _reshaped(image, content) else ''
+    changed = _RESHAPED if _reshaped(image, content) else ''
     return dataclasses.replace(found, phrases=tuple(self._phrases(content, f'{where}.json', changed)))
 
   def _phrases(self, content, where, changed) -> Iterator[records.Phrase]:
