@@ -19,6 +19,20 @@ def add_verbs(verbs) -> None:
                                  description='Repeat --split --images --annotations for several splits, in order.'))
   _open_images(formats.add_parser('open-images', help="Open Images V7's boxes, and Localized Narratives as captions",
                                   description='Repeat --split --images --boxes for several splits, in order.'))
+  _rows(formats.add_parser('rows', help='JSONL or Parquet files with one image a row',
+                           description='A row has image (a path or bytes), and optionally image_id, caption or '
+                                       'captions, regions [{box, caption, category, score}], height, width. Repeat '
+                                       '--split --rows for several splits, in order.'))
+  _webdataset(formats.add_parser('webdataset', help='tars of image–text pairs, without regions',
+                                 description='Repeat --split --tars for several splits, in order.'))
+  _grit(formats.add_parser('grit', help="GRIT's noun chunks and referring expressions, from img2dataset's tars",
+                           description='Repeat --split --tars for several splits, in order. Images must have kept '
+                                       'their proportions: img2dataset --resize_mode=keep_ratio.'))
+  _visual_genome(formats.add_parser('visual-genome', help="Visual Genome's region descriptions and objects"))
+  _refcoco(formats.add_parser('refcoco', help="RefCOCO's, RefCOCO+'s and RefCOCOg's original pickles",
+                              description='Each has splits of its own; one region a sentence.'))
+  _flickr30k_entities(formats.add_parser(
+      'flickr30k-entities', help="Flickr30k's captions, and Flickr30k Entities' phrases with boxes"))
   _coco(verbs.add_parser('import-coco', help='the same as `import coco`'))
 
 
@@ -128,3 +142,118 @@ def _open_images(parser):
     return _run(args, open_images.OpenImages(tuple(sources), classes=args.classes, name=args.name,
                                              trust_boxes=args.trust_boxes))
   parser.set_defaults(run=run)
+
+
+def _rows(parser):
+  parser.add_argument('--split', action='append', metavar='NAME', help='default: train')
+  parser.add_argument('--rows', action='append', required=True, metavar='FILES',
+                      help='.jsonl or .parquet; several with a comma between; * and ? are filled in')
+  parser.add_argument('--images', action='append', metavar='DIR',
+                      help="where images' paths start (default: each file's folder)")
+  parser.add_argument('--boxes', default='xyxy normalised', metavar='CONVENTION',
+                      help="'xyxy normalised' (default), 'xywh pixels', 'yxyx 0-1000', …")
+  _add_trust_boxes(parser)
+  _add_common(parser, name='rows')
+
+  def run(args):
+    from cloc_jax.data.importers import rows
+    sources = [rows.RowsSource(split=flags['split'], files=_files(flags['rows']), images=flags['images'])
+               for flags in _per_split(args, 'rows', 'images')]
+    return _run(args, rows.Rows(tuple(sources), boxes=args.boxes, name=args.name, trust_boxes=args.trust_boxes))
+  parser.set_defaults(run=run)
+
+
+def _webdataset(parser):
+  _tars(parser)
+  parser.add_argument('--caption-key', action='append', metavar='KEY',
+                      help='of the json members, beside txt (default: caption); may be repeated')
+  _add_common(parser, name='webdataset')
+
+  def run(args):
+    from cloc_jax.data.importers import webdataset
+    sources = [webdataset.TarsSource(flags['split'], _files(flags['tars'])) for flags in _per_split(args, 'tars')]
+    return _run(args, webdataset.WebDataset(tuple(sources), name=args.name,
+                                            caption_keys=tuple(args.caption_key or ['caption'])))
+  parser.set_defaults(run=run)
+
+
+def _grit(parser):
+  _tars(parser)
+  parser.add_argument('--phrases', choices=['both', 'noun_chunks', 'ref_exps'], default='both',
+                      help='which become regions (default %(default)s)')
+  _add_trust_boxes(parser)
+  _add_common(parser, name='grit')
+
+  def run(args):
+    from cloc_jax.data.importers import grit
+    sources = [grit.TarsSource(flags['split'], _files(flags['tars'])) for flags in _per_split(args, 'tars')]
+    return _run(args, grit.Grit(tuple(sources), name=args.name, phrases=args.phrases, trust_boxes=args.trust_boxes))
+  parser.set_defaults(run=run)
+
+
+def _visual_genome(parser):
+  parser.add_argument('--split', default='train', metavar='NAME', help='what the one split is called (%(default)s)')
+  parser.add_argument('--images', required=True, metavar='DIR', help='holds VG_100K and VG_100K_2, or all images')
+  parser.add_argument('--image-data', required=True, metavar='FILE.json', help='image_data.json')
+  parser.add_argument('--regions', metavar='FILE.json', help='region_descriptions.json')
+  parser.add_argument('--objects', metavar='FILE.json', help='objects.json')
+  _add_trust_boxes(parser)
+  _add_common(parser, name='visual_genome')
+
+  def run(args):
+    from cloc_jax.data.importers import visual_genome
+    return _run(args, visual_genome.VisualGenome(
+        args.images, args.image_data, regions=args.regions, objects=args.objects, split=args.split, name=args.name,
+        trust_boxes=args.trust_boxes))
+  parser.set_defaults(run=run)
+
+
+def _refcoco(parser):
+  parser.add_argument('--refs', required=True, metavar='FILE.p', help='refs(unc).p, refs(umd).p, refs(google).p')
+  parser.add_argument('--instances', required=True, metavar='FILE.json', help='instances.json beside it')
+  parser.add_argument('--images', required=True, metavar='DIR', help="COCO's train2014")
+  parser.add_argument('--split', action='append', metavar='NAME', help='default: all there are; may be repeated')
+  _add_trust_boxes(parser)
+  _add_common(parser, name='refcoco')
+
+  def run(args):
+    from cloc_jax.data.importers import refcoco
+    return _run(args, refcoco.RefCoco(args.refs, args.instances, args.images, wanted=tuple(args.split or ()),
+                                      name=args.name, trust_boxes=args.trust_boxes))
+  parser.set_defaults(run=run)
+
+
+def _flickr30k_entities(parser):
+  parser.add_argument('--entities', required=True, metavar='DIR', help='holds Sentences and Annotations')
+  parser.add_argument('--images', required=True, metavar='DIR', help='flickr30k-images')
+  parser.add_argument('--lists', metavar='DIR', help='train.txt, val.txt, test.txt, UNRELATED_CAPTIONS '
+                                                     '(default: as --entities)')
+  parser.add_argument('--split', action='append', metavar='NAME', help='default: train, val and test')
+  _add_trust_boxes(parser)
+  _add_common(parser, name='flickr30k_entities')
+
+  def run(args):
+    from cloc_jax.data.importers import flickr30k_entities
+    return _run(args, flickr30k_entities.Flickr30kEntities(
+        args.entities, args.images, wanted=tuple(args.split or ('train', 'val', 'test')), lists=args.lists,
+        name=args.name, trust_boxes=args.trust_boxes))
+  parser.set_defaults(run=run)
+
+
+def _tars(parser):
+  parser.add_argument('--split', action='append', metavar='NAME', help='default: train')
+  parser.add_argument('--tars', action='append', required=True, metavar='FILES',
+                      help='several with a comma between; * and ? are filled in')
+
+
+def _files(text: str) -> tuple[str, ...]:
+  """'a.tar,b-*.tar' → all the files, those of a pattern in order of their names."""
+  import glob
+  found = []
+  for pattern in text.split(','):
+    pattern = os.path.expanduser(pattern)
+    matches = sorted(glob.glob(pattern)) if glob.has_magic(pattern) and not os.path.exists(pattern) else [pattern]
+    if not matches:
+      raise FileNotFoundError(f'no file fits {pattern}')
+    found += matches
+  return tuple(found)

@@ -12,13 +12,12 @@ import os
 import pathlib
 from typing import Any
 
-import numpy as np
-
 from cloc_jax.data import schema
 from cloc_jax.data.importers import counts as counts_lib
 from cloc_jax.data.importers import engine
 from cloc_jax.data.importers import images
 from cloc_jax.data.importers import json_stream
+from cloc_jax.data.importers import records
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,17 +64,11 @@ class Coco(engine.Importer):
   reasons = ('', 'crowd', 'stuff')
 
   def __post_init__(self):
-    if isinstance(self.sources, CocoSource):
-      self.sources = (self.sources,)
-    self.sources = tuple(self.sources)
-    splits = [source.split for source in self.sources]
-    if len(set(splits)) != len(splits):
-      raise ValueError(f'two sources for the same split: {splits}')
+    self.sources = records.check_splits(self.sources)
     for source in self.sources:
       if (source.instances is None) == (source.panoptic is None):
         raise ValueError(f'split {source.split!r}: expected either instances or panoptic, which hold the same things')
-      if not pathlib.Path(source.images).expanduser().is_dir():
-        raise FileNotFoundError(f'split {source.split!r}: no such folder of images: {source.images}')
+      records.check_folder(source.images, where=f'split {source.split!r}: ')
 
   def files(self) -> list[str | os.PathLike]:
     found = [path for s in self.sources for path in (s.boxes, s.captions) if path is not None]
@@ -176,23 +169,13 @@ class Coco(engine.Importer):
       category = operator.index(category)
     except TypeError:
       raise ValueError(f'{where()}: category_id must be a whole number, got {category!r}') from None
-    table.add_box(image, box=four_numbers(_get(item, 'bbox', where), where), category=category, skip=skip)
+    box = records.four_numbers(_get(item, 'bbox', where), where, what="'bbox' (left, top, width, height)")
+    table.add_box(image, box=box, category=category, skip=skip)
 
   def _read_captions(self, table, source):
     for i, item in enumerate(json_stream.items(source.captions, 'annotations')):
       where = functools.partial('{}: annotations[{}]'.format, source.captions, i)
       table.add_caption(_get(item, 'image_id', where), str(_get(item, 'caption', where)))
-
-
-def four_numbers(box, where) -> list[float]:
-  """A box as four finite floats, or ValueError naming `where()`."""
-  try:
-    found = [float(value) for value in box]
-  except (TypeError, ValueError):
-    found = []
-  if len(found) != 4 or not np.isfinite(found).all():
-    raise ValueError(f"{where()}: 'bbox' must be four numbers (left, top, width, height), got {box!r}")
-  return found
 
 
 def _get(item, key, where):

@@ -3,7 +3,7 @@
 While an import runs, `OUT.incomplete/` holds one finished shard a task beside a JSON file with its counts. Whatever
 ends the run, the same command does only what is missing. The data set appears at `OUT` by one rename.
 """
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 import concurrent.futures
 import contextlib
 import dataclasses

@@ -16,10 +16,10 @@ from cloc_jax.data.importers import progress
 _CHUNK = 1 << 18
 
 
-def items(path: str | os.PathLike, key: str, *, optional: bool = False) -> Iterator[Any]:
+def items(path: str | os.PathLike, key: str | None, *, optional: bool = False) -> Iterator[Any]:
   """Yields the items of the list under a key of a file's top-level object, whatever the order of its keys.
 
-  Numbers are int or float. With `optional`, a file without the key yields nothing.
+  Numbers are int or float. With `optional`, a file without the key yields nothing. Without a key the file is the list.
 
   Raises:
     FileNotFoundError: naming the nearest file there is.
@@ -28,15 +28,15 @@ def items(path: str | os.PathLike, key: str, *, optional: bool = False) -> Itera
   path = check_file(path)
   count = 0
   with open(path, 'rb') as file:
-    _check_object(path, file)
+    _check_top(path, file, b'[' if key is None else b'{')
     try:
-      with progress.reading(file, path=path, what=key) as shown:
-        for item in ijson.items(shown, f'{key}.item', use_float=True, buf_size=_CHUNK):
+      with progress.reading(file, path=path, what=key or 'its list') as shown:
+        for item in ijson.items(shown, 'item' if key is None else f'{key}.item', use_float=True, buf_size=_CHUNK):
           yield item
           count += 1
     except (ijson.JSONError, UnicodeDecodeError) as error:
-      raise _broken(path, file, error, where=f'{key}[{count}]' if count else 'its beginning') from error
-  if not count:
+      raise _broken(path, file, error, where=f'{key or ""}[{count}]' if count else 'its beginning') from error
+  if not count and key is not None:
     _check_empty(path, key, optional=optional)
 
 
@@ -47,7 +47,7 @@ def value(path: str | os.PathLike, key: str, default: Any = None) -> Any:
   """
   path = check_file(path)
   with open(path, 'rb') as file:
-    _check_object(path, file)
+    _check_top(path, file, b'{')
     try:
       return next(iter(ijson.items(file, key, use_float=True, buf_size=_CHUNK)), default)
     except (ijson.JSONError, UnicodeDecodeError) as error:
@@ -72,15 +72,17 @@ def check_file(path: str | os.PathLike) -> pathlib.Path:
   return path
 
 
-def _check_object(path, file):
+def _check_top(path, file, wanted):
+  """Raises ValueError unless the file begins as an object (b'{') or a list (b'[') does; skips a byte order mark."""
   head = file.read(1024)
   file.seek(0)
   begin = head.removeprefix(b'\xef\xbb\xbf').lstrip()[:1]
-  if begin == b'[':
-    raise ValueError(f'{path}: expected an object at the top, got a list')
-  if begin != b'{':
+  names = {b'{': 'an object', b'[': 'a list'}
+  if begin not in names:
     what = f'begins with {head[:20]!r}' if head else 'is empty (0 bytes)'
     raise ValueError(f'{path} is not a JSON file: it {what}')
+  if begin != wanted:
+    raise ValueError(f'{path}: expected {names[wanted]} at the top, got {names[begin]}')
   if head.startswith(b'\xef\xbb\xbf'):
     file.seek(3)
 
@@ -89,7 +91,7 @@ def _check_empty(path, key, *, optional):
   """Tells an empty list from a missing key and from another type."""
   found = []
   with open(path, 'rb') as file:
-    _check_object(path, file)
+    _check_top(path, file, b'{')
     for prefix, event, content in ijson.parse(file, buf_size=_CHUNK):
       if prefix == '' and event == 'map_key':
         found.append(content)

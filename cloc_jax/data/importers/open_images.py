@@ -21,6 +21,7 @@ from cloc_jax.data.importers import counts as counts_lib
 from cloc_jax.data.importers import engine
 from cloc_jax.data.importers import images
 from cloc_jax.data.importers import json_stream
+from cloc_jax.data.importers import records
 
 _COLUMNS = ('ImageID', 'LabelName', 'XMin', 'XMax', 'YMin', 'YMax', 'IsGroupOf')
 _FIRST, _EVERY = 2000, 64  # the boxes whose convention is checked: the first, then one in so many
@@ -67,15 +68,9 @@ class OpenImages(engine.Importer):
   images_per_shard: int = 1024
 
   def __post_init__(self):
-    if isinstance(self.sources, OpenImagesSource):
-      self.sources = (self.sources,)
-    self.sources = tuple(self.sources)
-    splits = [source.split for source in self.sources]
-    if len(set(splits)) != len(splits):
-      raise ValueError(f'two sources for the same split: {splits}')
+    self.sources = records.check_splits(self.sources)
     for source in self.sources:
-      if not pathlib.Path(source.images).expanduser().is_dir():
-        raise FileNotFoundError(f'split {source.split!r}: no such folder of images: {source.images}')
+      records.check_folder(source.images, where=f'split {source.split!r}: ')
 
   def files(self) -> list[str | os.PathLike]:
     return [json_stream.check_file(path)

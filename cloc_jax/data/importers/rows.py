@@ -1,0 +1,229 @@
+"""JSONL and Parquet files with one image a row → a region-text data set.
+
+A row:
+  image: a path, relative to the folder of images; or {'bytes': …, 'path': …} as Hugging Face's datasets store images
+    (in JSONL the bytes are base64); in Parquet also plain bytes.
+  image_id: optional, a text or a number; else the path, or the file and the row.
+  caption, captions: optional, a text or a list of texts.
+  regions: optional, a list of {'box': four numbers, 'caption': text, 'category', 'score', 'source': optional}.
+  height, width: optional, in pixels; checked against the image.
+Other keys are left alone, and named in the counts.
+"""
+import base64
+import binascii
+from collections.abc import Iterator
+import dataclasses
+import itertools
+import json
+import os
+import pathlib
+from typing import Any
+
+from cloc_jax import box_conventions
+from cloc_jax.data import schema
+from cloc_jax.data.importers import counts as counts_lib
+from cloc_jax.data.importers import engine
+from cloc_jax.data.importers import json_stream
+from cloc_jax.data.importers import records
+
+_KEYS = {'image', 'image_id', 'caption', 'captions', 'regions', 'height', 'width'}
+_BATCH = 64  # Parquet rows in memory at a time
+
+
+@dataclasses.dataclass(frozen=True)
+class RowsSource:
+  """One split.
+
+  split: its name.
+  files: .jsonl and .parquet files.
+  images: the folder that paths start from; None for the folder of each file.
+  """
+  split: str
+  files: tuple[str | os.PathLike, ...]
+  images: str | os.PathLike | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class _Piece:
+  """Lines (bytes begin to end of a JSONL file) or row groups (begin to end of a Parquet file); `row` is the first."""
+  path: pathlib.Path
+  folder: pathlib.Path
+  begin: int
+  end: int
+  row: int
+
+
+@dataclasses.dataclass
+class Rows(engine.Importer):
+  """The importer of rows.
+
+  sources: one for each split.
+  boxes: their convention, one of box_conventions.CONVENTIONS.
+  name, trust_boxes, images_per_shard: see coco.Coco. A Parquet shard is at least one row group.
+  """
+  sources: tuple[RowsSource, ...]
+  boxes: str = 'xyxy normalised'
+  name: str = 'rows'
+  trust_boxes: bool = False
+  images_per_shard: int = 1024
+
+  def __post_init__(self):
+    self.sources = records.check_splits(self.sources)
+    if self.boxes not in box_conventions.CONVENTIONS:
+      raise ValueError(f'unknown box convention {self.boxes!r}; known are {list(box_conventions.CONVENTIONS)}')
+    for source in self.sources:
+      if source.images is not None:
+        records.check_folder(source.images)
+      for path in source.files:
+        if pathlib.Path(path).suffix not in ('.jsonl', '.parquet'):
+          raise ValueError(f'{path}: expected a .jsonl or .parquet file')
+
+  def files(self) -> list[str | os.PathLike]:
+    return [json_stream.check_file(path) for source in self.sources for path in source.files]
+
+  def splits(self) -> dict[str, list[engine.Task]]:
+    found = {}
+    for source in self.sources:
+      tasks = found[source.split] = []
+      for path in map(json_stream.check_file, source.files):
+        folder = path.parent if source.images is None else pathlib.Path(source.images).expanduser()
+        cut = _cut_parquet if path.suffix == '.parquet' else _cut_jsonl
+        for begin, end, row, count in cut(path, self.images_per_shard):
+          tasks.append(engine.Task(f'{path.name}, rows {row} to {row + count - 1}', images=count,
+                                   payload=_Piece(path, folder, begin, end, row)))
+    return found
+
+  def read(self, task: engine.Task, report: counts_lib.Counts) -> Iterator[schema.Example]:
+    piece = task.payload
+    rows = _parquet_rows(piece) if piece.path.suffix == '.parquet' else _jsonl_rows(piece)
+    found = (self._record(row, number, piece, report) for number, row in rows)
+    yield from records.examples(found, report, where=str(piece.path), trust_boxes=self.trust_boxes)
+
+  def meta(self) -> schema.DatasetMeta:
+    return schema.DatasetMeta(name=self.name, description='Images, captions and regions from JSONL or Parquet rows.',
+                              extra={'files': [pathlib.Path(p).name for s in self.sources for p in s.files]})
+
+  def _record(self, row, number, piece, report):
+    where = f'{piece.path}: row {number}'
+    for key in row.keys() - _KEYS:
+      report.noted('rows', f'key {key!r} not read', f'row {number}')
+    image, name = _image(json_stream.get(row, 'image', where=where), piece.folder, where)
+    image_id = row.get('image_id')
+    size = tuple(row.get(key) for key in ('height', 'width'))
+    if (size[0] is None) != (size[1] is None) or not all(s is None or isinstance(s, int) and s > 0 for s in size):
+      raise ValueError(f'{where}: expected both height and width in whole pixels, or neither; got {size}')
+    return records.Record(
+        image_id=str(image_id) if image_id is not None else name or f'{piece.path.stem}-{number}',
+        image=image, captions=_texts(row, 'caption', where) + _texts(row, 'captions', where),
+        phrases=tuple(_phrases(row.get('regions'), where)), size=None if size[0] is None else size,
+        convention=self.boxes)
+
+
+def _image(value: Any, folder, where):
+  """(bytes or path, the path as written)."""
+  name = ''
+  if isinstance(value, dict):
+    name, value = value.get('path') or '', value.get('bytes') or value.get('path')
+    if isinstance(value, str) and value != name:
+      try:
+        value = base64.b64decode(value, validate=True)
+      except binascii.Error as error:
+        raise ValueError(f"{where}: image: 'bytes' is no base64: {error}") from None
+  if isinstance(value, bytes):
+    return value, name
+  if not isinstance(value, str) or not value:
+    raise ValueError(f"{where}: 'image' must be a path, bytes, or {{'bytes', 'path'}}, got {value!r:.80}")
+  return folder / value, value
+
+
+def _texts(row, key, where):
+  value = row.get(key)
+  value = () if value is None else (value,) if isinstance(value, str) else value
+  if not isinstance(value, (list, tuple)) or not all(isinstance(text, str) for text in value):
+    raise ValueError(f'{where}: {key!r} must be a text or a list of texts, got {value!r:.80}')
+  return tuple(value)
+
+
+def _phrases(value, where):
+  if not isinstance(value, (list, type(None))):
+    raise ValueError(f"{where}: 'regions' must be a list, got {value!r:.80}")
+  for i, item in enumerate(value or ()):
+    at = f'{where}, regions[{i}]'
+    caption = json_stream.get(item, 'caption', where=at)
+    score = item.get('score')
+    if not isinstance(caption, str):
+      raise ValueError(f"{at}: 'caption' must be a text, got {caption!r:.80}")
+    if not isinstance(score, (int, float, type(None))):
+      raise ValueError(f"{at}: 'score' must be a number, got {score!r:.80}")
+    yield records.Phrase(
+        box=json_stream.get(item, 'box', where=at), caption=caption, name=f'regions[{i}]',
+        category=str(item.get('category') or ''), score=1.0 if score is None else score,
+        source=str(item.get('source') or ''))
+
+
+# --- JSONL: rows are numbered as lines are, from 1
+
+
+def _cut_jsonl(path, size):
+  """Yields (first byte, last byte, first line, lines)."""
+  with open(path, 'rb') as file:
+    begin, row = 0, 1
+    while lines := list(itertools.islice(file, size)):
+      end = begin + sum(map(len, lines))
+      yield begin, end, row, len(lines)
+      begin, row = end, row + len(lines)
+
+
+def _jsonl_rows(piece):
+  with open(piece.path, 'rb') as file:
+    file.seek(piece.begin)
+    for number in itertools.count(piece.row):
+      if file.tell() >= piece.end:
+        return
+      line = file.readline()
+      if not line.strip():
+        continue
+      try:
+        row = json.loads(line)
+      except ValueError as error:
+        cut = '' if line.endswith(b'\n') else ' (is the file cut off?)'
+        raise ValueError(f'{piece.path}: row {number} is no JSON{cut}: {error}') from None
+      if not isinstance(row, dict):
+        raise ValueError(f'{piece.path}: row {number}: expected an object, got a {type(row).__name__}')
+      yield number, row
+
+
+# --- Parquet: rows are numbered from 0
+
+
+def _cut_parquet(path, size):
+  """Yields (first row group, the one after the last, first row, rows)."""
+  with _open_parquet(path) as file:
+    begin = row = count = 0
+    for group in range(file.num_row_groups):
+      count += file.metadata.row_group(group).num_rows
+      if count >= size or group == file.num_row_groups - 1:
+        if count:
+          yield begin, group + 1, row, count
+        begin, row, count = group + 1, row + count, 0
+
+
+def _parquet_rows(piece):
+  with _open_parquet(piece.path) as file:
+    names = [name for name in file.schema_arrow.names if name in _KEYS]
+    numbers = itertools.count(piece.row)
+    for batch in file.iter_batches(_BATCH, row_groups=range(piece.begin, piece.end), columns=names):
+      for row in batch.to_pylist():
+        yield next(numbers), row
+
+
+def _open_parquet(path):
+  try:
+    from pyarrow import parquet
+    import pyarrow
+  except ModuleNotFoundError as error:
+    raise ModuleNotFoundError("Parquet files need pyarrow: pip install 'cloc_jax[parquet]'") from error
+  try:
+    return parquet.ParquetFile(path)
+  except pyarrow.ArrowException as error:
+    raise ValueError(f'{path} is no Parquet file, or cut off: {error}') from None
