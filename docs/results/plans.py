@@ -34,7 +34,7 @@ def run_one(config: str, topology: str, *, estimate: bool, timeout: float, overr
 
 
 def write(rows: dict) -> None:
-  head = ('model', 'chips', 'batch a chip', 'GB a chip', 'of', 'fits', 'received a step', 'compute', 'links',
+  head = ('model', 'chips', 'batch a chip', 'GB a chip', 'of', 'fits', 'received a step', 'compute', 'memory traffic', 'links',
           'images/s at 50 %', 'days', 'chip-hours', 'how')
   lines = ['| ' + ' | '.join(head) + ' |', '| ' + ' | '.join(['---'] * len(head)) + ' |']
   for row in rows.values():
@@ -42,7 +42,8 @@ def write(rows: dict) -> None:
     lines.append('| ' + ' | '.join((
         row['label'].removesuffix('.py'), row['topology'], f'{row["batch_size"] // row["chips"]}',
         f'{m["total"] / 1e9:.1f}', f'{m["available"] / 1e9:.0f}', 'yes' if m['fits'] else '**no**',
-        f'{sum(row["received"].values()) / 1e9:.2f} GB', f'{1e3 * s["compute"]:.0f} ms', f'{1e3 * s["links"]:.0f} ms',
+        f'{sum(row["received"].values()) / 1e9:.2f} GB', f'{1e3 * s["compute"]:.0f} ms',
+        f'{1e3 * s["memory"]:.0f} ms' if 'memory' in s else '–', f'{1e3 * s["links"]:.0f} ms',
         f'{row["images_per_second"]:,.0f}', f'{row["days"]:.1f}', f'{row["chip_hours"]:,.0f}', row['method'])) + ' |')
   result_page.write_table(HERE / 'plans.md', '\n'.join(lines))
 
