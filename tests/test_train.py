@@ -166,17 +166,6 @@ def test_stopped_killed_and_resumed_it_is_the_run_that_never_was(base, reference
                state_on_disk(reference.workdir, tiny.TOTAL))
 
 
-@pytest.mark.slow
-def test_parameters_split_over_devices_learn_the_same(base, reference, tmp_path):
-  workdir = tmp_path / 'run'
-  found = tiny.finish(tiny.start(*argv(base, workdir, 'mesh.data=1', 'mesh.fsdp=4'), base=base,
-                                 JAX_NUM_CPU_DEVICES='4'))
-  assert found.status == 0, found.err
-  assert "4 cpu device(s), mesh {'data': 1, 'fsdp': 4}" in found.out
-  assert "'fsdp'" in (workdir / 'parameters.txt').read_text()
-  assert_losses_close(workdir, reference)
-
-
 # --- poisoned
 
 
