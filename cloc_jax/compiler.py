@@ -6,7 +6,7 @@ import pathlib
 import jax
 
 # Left to itself, XLA:CPU (jax 0.10) hands matrix products to YNNPACK. With Eigen's own a training step takes half to
-# three quarters of the time (docs/results/performance.md).
+# three quarters of the time (docs/results/cpu_step.md).
 _CPU = {'xla_cpu_experimental_ynn_fusion_type': ''}
 _CACHE = '~/.cache/cloc_jax/compiled'
 # Programs that took less are compiled again: reading them back is hardly faster.

@@ -8,7 +8,7 @@ import numpy as np
 
 from cloc_jax import dump as dump_lib
 from cloc_jax import encoders, evaluators, inference
-from cloc_jax.data import imagefolder, pipeline, schema
+from cloc_jax.data import imagefolder, pipeline, scan, schema
 from cloc_jax.evaluators import suite, zeroshot
 
 _log = logging.getLogger('cloc_jax.evaluate')
@@ -120,13 +120,8 @@ def splits_to_evaluate(path: str | os.PathLike, splits: Sequence[str] | None) ->
   Raises:
     ValueError: naming the valid ones, on a split that the data set lacks.
   """
-  known = list(schema.read_meta(path).splits)
-  if splits is None:
-    return [s for s in known if s != 'train'] or known
-  for split in splits:
-    if split not in known:
-      raise ValueError(f'{path}: no split {split!r}; it has {known}')
-  return list(splits)
+  known = list(scan.split_sizes(path, splits))
+  return list(splits) if splits is not None else [s for s in known if s != 'train'] or known
 
 
 def write(evaluation: evaluators.Evaluation, path: str | os.PathLike, **extra) -> pathlib.Path:

@@ -27,7 +27,8 @@ def _has_products(jaxpr) -> bool:
 
 def memory_bytes(jaxpr) -> float:
   """Bytes read and written if every matrix product and look-up moved its operands and results once, every loop what it
-  hands from turn to turn (and, without products, what it reads in every turn), and all else were part of these."""
+  hands from turn to turn (and, without products, what it reads in every turn, and its slices and results once), and
+  all else were part of these."""
   total = 0.0
   for eqn in jaxpr.eqns:
     inside = sum(map(memory_bytes, _inner(eqn)))
@@ -36,6 +37,7 @@ def memory_bytes(jaxpr) -> float:
       inside += 2 * sum(map(_size, eqn.invars[consts:consts + carry]))
       if not any(map(_has_products, _inner(eqn))):
         inside += sum(map(_size, eqn.invars[:consts]))
+        total += sum(map(_size, (*eqn.invars[consts + carry:], *eqn.outvars[carry:])))
       inside *= eqn.params['length']
     elif eqn.primitive.name in _PRODUCTS:
       inside += sum(map(_size, (*eqn.invars, *eqn.outvars)))

@@ -153,7 +153,8 @@ class Step:
   def working(self) -> float:
     """Bytes a chip that the backward pass holds beside the activations, at the larger of two places.
 
-    A loop that reads the same arrays in every turn (the Prompter's, over prompts) sums their gradients in as much again;
+    A loop that reads the same arrays in every turn (the Prompter's, over chunks of prompts) sums their gradients in as
+    much again;
     a block of the image tower holds its attention weights and the MLP's hidden layer, and the gradients of both.
     """
     v, tokens = ViT(**self.model.image).sizes(), flops.image_tokens(self.model, self.data.image_size)

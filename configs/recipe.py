@@ -20,7 +20,7 @@ def pretraining(*, image: str, image_size: int, text: str, embed_dim: int, regio
       embed_dim=embed_dim, region_encoder='prompter' if regions else 'none', dtype='bfloat16',
       separate_temperature=False)
   if regions:
-    config.model.prompter = dict(pool='all', chunk=4, block=1)
+    config.model.prompter = dict(pool='all', chunk=4)
   config.loss = dict(image_text='softmax', region_text='softmax', grounding='l2', lambda0=1.0, region_weight=1.0,
                      grounding_weight=1.0, filter_threshold=0.9, transport='gather', tile=1024, tile_dtype='bfloat16')
   config.optim = dict(learning_rate=5e-4, warmup_steps=2000, b1=0.9, b2=0.98, weight_decay=0.2, clip_norm=1.0)

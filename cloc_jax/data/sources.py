@@ -3,9 +3,15 @@ import difflib
 import os
 import re
 
+from google.protobuf import message
 import tensorflow_datasets as tfds
 
 from cloc_jax.data import schema
+
+
+# What a damaged record makes the reader (RuntimeError, OSError), protobuf, or our own decoding raise. A mistake in the
+# code is none of these, and must not pass for data that may be masked.
+_DAMAGE = (RuntimeError, OSError, ValueError, IndexError, message.DecodeError)
 
 
 class RecordError(ValueError):
@@ -44,9 +50,9 @@ class RecordSource:
       raise IndexError(f'{where}: the split has {len(self)}')
     try:
       return schema.decode(self._records[index], where=where)
-    except Exception as error:  # the reader raises RuntimeError, protobuf its own kinds
-      message = str(error)
-      raise RecordError(message if message.startswith(where) else f'{where}: {message}') from error
+    except _DAMAGE as error:
+      said = str(error)
+      raise RecordError(said if said.startswith(where) else f'{where}: {said}') from error
 
   def __repr__(self) -> str:
     return f'RecordSource({self.path!r}, split={self.split!r})'

@@ -92,6 +92,8 @@ _BOX_SCALE, _TEXT_SCALE = 0.01, 0.15
 _CONSTANT_RATIO = 3.5   # of the constant to the code
 _MLP_SCALE = 0.1
 
+_GPU_BLOCK = 32
+
 
 def _long_waves(width: int) -> np.ndarray:
   """(D,) bool: the channels of the longer periods in the code's four parts."""
@@ -271,11 +273,12 @@ def _matmul(x, kernel, dtype):
 
 
 def shared_block(params: BlockParams, state: ImageState, prompts_bmpd, *, pool, act='gelu_tanh', eps=layers.LN_EPS,
-                 chunk=4, block=1, dtype=jnp.float32):
+                 chunk=4, block=0, dtype=jnp.float32):
   """Equal to `literal_block`, at the cost the module's docstring gives. (B, M, P, D) → (B, M, D) float32.
 
-  For pool='all', block images and chunk prompts of each are computed at once, (block, chunk, N, 4D): one image keeps it
-  all in a CPU's cache or on a TPU's chip (measured: a third of the memory traffic); GPUs want some tens.
+  For pool='all', block images and chunk prompts of each are computed at once, (block, chunk, N, 4D). One image keeps it
+  all in a CPU's cache or on a TPU's chip: there a third of the memory traffic, as compiled. A GPU would spend its time
+  starting kernels. block=0 is 1, and on GPUs 32 (a guess: not measured).
   """
   p, d = prompts_bmpd.shape[2:]
   prompts = layers.split_batch(prompts_bmpd.astype(jnp.float32))
@@ -349,6 +352,7 @@ def _image_rows_sum(params, rows, k, v, act, eps, chunk, block, dtype):
       return jax.tree.map(lambda y: y[0], some_prompts([x[None] for x in prompt], rows, shared))
     return jax.lax.map(one_prompt, prompts, batch_size=chunk)
 
+  block = block or (_GPU_BLOCK if jax.default_backend() == 'gpu' else 1)
   x_sum, hidden_sum = layers.map_images(one_image, (rows, share_image, share_prompt, prompt_update, prompt_mlp),
                                         (kernel_sum, offset), block=block)
   return x_sum + _matmul(hidden_sum, kernel_1, dtype) + n * bias_1[None, None]
@@ -368,7 +372,7 @@ class Prompter(nn.Module):
   act: str = 'gelu_tanh'
   ln_eps: float = layers.LN_EPS
   chunk: int = 4
-  block: int = 1
+  block: int = 0
   dtype: Any = jnp.float32
 
   def setup(self):
