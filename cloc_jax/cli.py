@@ -1,14 +1,12 @@
 """`cloc`: the verbs a user types. Each imports what it needs when it runs, so that --help is quick."""
 import argparse
-import contextlib
-import json
 import logging
 import os
 import pathlib
 import sys
 import time
 
-from cloc_jax import cli_import
+from cloc_jax import cli_data, cli_eval
 
 # Errors that the user can mend: shown as one line, without a traceback (--debug shows it).
 _USER_ERRORS = (ValueError, TypeError, KeyError, FileNotFoundError, FileExistsError, PermissionError,
@@ -63,41 +61,6 @@ def _parser() -> argparse.ArgumentParser:
   train.add_argument('--process-id', type=int, help='several hosts: which one this is')
   train.set_defaults(run=_train)
 
-  evaluate = verbs.add_parser(
-      'eval', help='evaluate a checkpoint, or any other encoder, on a data set',
-      description='Encodes a split once and computes every metric that its annotations allow.')
-  which = evaluate.add_mutually_exclusive_group(required=True)
-  which.add_argument('--checkpoint', metavar='DIR', help="a run's folder, or one step of it")
-  which.add_argument('--encoder', metavar='SPEC', help='hf:DIR or hf:OWNER/NAME: a CLIP, SigLIP or SigLIP 2 of Hugging '
-                     'Face; or a checkpoint of ours')
-  what = evaluate.add_mutually_exclusive_group(required=True)
-  what.add_argument('--data', metavar='PATH', help='a data set made by `cloc data`')
-  what.add_argument('--imagefolder', metavar='DIR', help='zero-shot classification of images, one folder a class')
-  evaluate.add_argument('--classes', metavar='FILE.json', help='of an image folder: {"classes": {FOLDER: NAME}, '
-                        '"templates": ["a photo of a {}."]}; default: the folders\' names, that template')
-  evaluate.add_argument('--split', action='append', metavar='NAME', help='may be repeated; default: all but train')
-  evaluate.add_argument('--step', type=int, help='which checkpoint; default: the newest')
-  evaluate.add_argument('--batch-size', type=int, default=64)
-  evaluate.add_argument('--limit', type=int, help='the first so many images alone; so many, spread evenly, of an image '
-                        'folder')
-  evaluate.add_argument('--pool-limit', type=int, help='the first so many regions alone, for region retrieval')
-  evaluate.add_argument('--region-embedding', choices=('model', 'prompter', 'roi', 'mask-pool', 'crop'),
-                        help="model: its own region branch, a Prompter for one (default); roi, mask-pool: of its "
-                             "patches (roi is the default for others' encoders); crop: cut every box out and encode it as an "
-                             'image')
-  evaluate.add_argument('--out', metavar='DIR', help='write SPLIT.json there; default: RUN/evals, or RUN/evals/DATA '
-                        "for another data set than the run's own; evals/ENCODER/DATA for others' encoders")
-  evaluate.add_argument('--dump', metavar='FILE.parquet', help='also write what was predicted of every region')
-  evaluate.set_defaults(run=_eval)
-
-  diff = verbs.add_parser('eval-diff', help='compare the dumps of two evaluations: which boxes flipped',
-                          description='Says which regions one encoder has right and the other wrong, by class.')
-  diff.add_argument('a', metavar='A.parquet', help='written by `cloc eval --dump`')
-  diff.add_argument('b', metavar='B.parquet')
-  diff.add_argument('--out', metavar='FILE.html', help='also write a page with pictures of some')
-  diff.add_argument('--images', type=int, default=24, help='pictures of each kind')
-  diff.set_defaults(run=_eval_diff)
-
   plan = verbs.add_parser(
       'plan', help='will an experiment fit on given hardware, and how fast will it go?',
       description='Compiles the real training step for the chips you name, without having one, and says what it needs: '
@@ -120,61 +83,9 @@ def _parser() -> argparse.ArgumentParser:
   report.add_argument('--images', type=int, default=12, help='how many images of each split to draw')
   report.set_defaults(run=_report)
 
-  _add_data_verbs(verbs.add_parser('data', help='make, import and look at data sets',
-                                   description='Data sets are TFDS-readable ArrayRecord folders.'))
+  cli_eval.add_verbs(verbs)
+  cli_data.add_verbs(verbs)
   return parser
-
-
-def _add_data_verbs(parser):
-  verbs = parser.add_subparsers(dest='data_verb', required=True, metavar='VERB')
-  scenes = verbs.add_parser('scenes', help='draw the embedded data set',
-                            description='Draws images of coloured, textured shapes (or emoji, or your own pictures) '
-                                        'with boxes and captions; splits train, val, and unseen pairs.')
-  scenes.add_argument('--out', required=True, metavar='DIR')
-  scenes.add_argument('--train', type=int, default=40_000, help='images of the split (default %(default)s)')
-  scenes.add_argument('--val', type=int, default=1000, help='default %(default)s')
-  scenes.add_argument('--unseen', type=int, default=1000, help='default %(default)s')
-  scenes.add_argument('--size', type=int, default=64, help='side, pixels (default %(default)s)')
-  scenes.add_argument('--seed', type=int, default=0)
-  scenes.add_argument('--sprites', default='shapes', metavar='SPEC', help='shapes, emoji:FONT.ttf or folder:DIR')
-  scenes.add_argument('--preset', choices=('full', 'local'), default='full',
-                      help='local: fewer kinds and less clutter, for a model trained in minutes')
-  scenes.add_argument('--encoding', choices=('jpeg', 'png'), default='jpeg')
-  scenes.add_argument('--num-workers', type=int, default=os.cpu_count() or 1)
-  _add_overwrite(scenes)
-  scenes.set_defaults(run=_scenes)
-
-  cli_import.add_verbs(verbs)
-
-  inspect = verbs.add_parser('inspect', help='draw examples as the model sees them',
-                             description='An HTML gallery with boxes and captions drawn after the training transforms.')
-  inspect.add_argument('path', metavar='DATASET')
-  inspect.add_argument('--split', default='train')
-  inspect.add_argument('--out', default='inspect.html', metavar='FILE')
-  inspect.add_argument('--count', type=int, default=24)
-  inspect.add_argument('--image-size', type=int, default=224)
-  inspect.add_argument('--regions', type=int, default=8, help='regions drawn an image')
-  inspect.add_argument('--seed', type=int, default=0)
-  inspect.add_argument('--flip', action='store_true')
-  inspect.set_defaults(run=_inspect)
-
-  validate = verbs.add_parser(
-      'validate', help='read everything and say what is broken',
-      description='Reads every record and decodes every image; exit status 1 if anything is broken.')
-  stats = verbs.add_parser(
-      'stats', help='count what a data set holds',
-      description='Regions an image, lengths of captions, sizes of boxes and images, categories; images are not decoded.')
-  stats.add_argument('--out', metavar='FILE.html', help='write a page with curves')
-  for verb, run in ((validate, _validate), (stats, _stats)):
-    verb.add_argument('path', metavar='DATASET')
-    verb.add_argument('--split', action='append', metavar='NAME', help='may be repeated; default: all')
-    verb.add_argument('--json', metavar='FILE', help='write everything there')
-    verb.add_argument('--num-workers', type=int, default=os.cpu_count() or 1)
-    verb.set_defaults(run=run)
-
-
-def _add_overwrite(parser):
-  parser.add_argument('--overwrite', action='store_true', help='replace what is there')
 
 
 def _train(args) -> int:
@@ -231,166 +142,10 @@ def _plan(args) -> int:
   return 0 if plans[0].memory.fits else 1
 
 
-def _eval(args) -> int:
-  import jax
-  from cloc_jax import compiler, encoders, evaluate, sharding
-  compiler.keep_compiled()
-  mesh = sharding.make_mesh() if jax.device_count() > 1 else None
-  encoder = encoders.load(args.checkpoint or args.encoder, step=args.step, mesh=mesh)
-  if args.imagefolder:
-    return _eval_imagefolder(encoder, args)
-  if args.classes:
-    raise ValueError('--classes belongs to --imagefolder; a data set made by `cloc data` lists its own')
-  encoder = encoders.with_regions(encoder, args.region_embedding)
-  splits = evaluate.splits_to_evaluate(args.data, args.split)
-  out = pathlib.Path(args.out) if args.out else _evals_folder(encoder, args)
-  columns = {}
-  with _dump(args, encoder) as dumped:
-    for split in splits:
-      columns[split] = _eval_split(encoder, args, split=split, out=out, dumped=dumped)
-  if args.dump:
-    print(f'{args.dump}: the predictions', file=sys.stderr)
-  print(evaluate.table(columns))
-  return 0
-
-
-def _dump(args, encoder):
-  """A context: the writer of the predictions, or None."""
-  import contextlib
-  from cloc_jax import dump
-  if not args.dump:
-    return contextlib.nullcontext()
-  return dump.Writer(args.dump, info={**encoder.info, 'data': os.path.abspath(args.data)})
-
-
-def _eval_split(encoder, args, *, split, out, dumped):
-  from cloc_jax import evaluate
-  evaluation, predictions = evaluate.run_encoder(encoder, path=args.data, split=split, batch_size=args.batch_size,
-                                                 limit=args.limit, pool_limit=args.pool_limit,
-                                                 progress=_counter(split))
-  path = evaluate.write(evaluation, out / f'{split}.json', **encoder.info, data=os.fspath(args.data), split=split,
-                        limit=args.limit)
-  if dumped is not None:
-    evaluate.dump(dumped, predictions, encoder, path=args.data, split=split)
-  print(f'\r{split}: {path}', file=sys.stderr)
-  for what, why in evaluation.skipped.items():
-    print(f'{split}: {what} not measured: {why}', file=sys.stderr)
-  return evaluation.metrics
-
-
-def _eval_imagefolder(encoder, args) -> int:
-  from cloc_jax import evaluate
-  for option in ('split', 'dump', 'region_embedding', 'pool_limit'):
-    if getattr(args, option):
-      raise ValueError(f'--{option.replace("_", "-")} does not apply to --imagefolder')
-  name = pathlib.Path(args.imagefolder).resolve().name
-  evaluation, about = evaluate.run_imagefolder(encoder, path=args.imagefolder, classes=args.classes, limit=args.limit,
-                                               batch_size=args.batch_size, progress=_counter(name))
-  folder = pathlib.Path(args.out) if args.out else _evals_folder(encoder, args)
-  path = evaluate.write(evaluation, folder / f'{name}.json', **encoder.info, data=os.path.abspath(args.imagefolder),
-                        limit=args.limit, **about)
-  print(f'\r{name}: {path}', file=sys.stderr)
-  if about['other_files']:
-    print(f'{name}: {about["other_files"]} files are no images and were left out', file=sys.stderr)
-  print(evaluate.table({name: evaluation.metrics}))
-  return 0
-
-
-def _eval_diff(args) -> int:
-  from cloc_jax import eval_diff
-  diff = eval_diff.compare(args.a, args.b)
-  print(eval_diff.text(diff))
-  if args.out:
-    print(eval_diff.write_page(diff, args.out, images=args.images))
-  return 0
-
-
-def _evals_folder(encoder, args):
-  """The run's own evaluations are what its report shows; anything else gets a folder of its own beside them."""
-  info, how = encoder.info, encoder.info.get('region_embedding', 'model')
-  data = pathlib.Path(args.data or args.imagefolder).resolve()
-  if 'step' not in info:
-    return pathlib.Path('evals') / '-'.join([*pathlib.PurePath(info['encoder'].partition(':')[2]).parts[-2:],
-                                             data.name, *([how] if how != 'model' else [])])
-  folder = pathlib.Path(info['encoder']).parent / 'evals'
-  own = pathlib.Path(encoder.trained_on).resolve() == data
-  if own and how == 'model' and args.limit is None and args.step is None:
-    return folder
-  return folder / '-'.join([data.name, f'step{info["step"]}', *([how] if how != 'model' else [])])
-
-
-def _counter(what):
-  began = time.monotonic()
-
-  def show(done):
-    if sys.stderr.isatty():
-      print(f'\r{what}: {done} images, {done / max(time.monotonic() - began, 1e-9):.0f}/s', end='', file=sys.stderr)
-  return show
-
-
 def _report(args) -> int:
   from cloc_jax import report
   print(report.write(args.workdir, out=args.out, images=args.images))
   return 0
-
-
-def _scenes(args) -> int:
-  from cloc_jax.data import scenes
-  import tqdm
-  spec = scenes.PRESETS[args.preset]
-  with tqdm.tqdm(total=args.train + args.val + args.unseen, unit='image', disable=not sys.stderr.isatty()) as bar:
-    counts = scenes.write_scenes(
-        args.out, num_train=args.train, num_val=args.val, num_unseen=args.unseen, size=args.size, seed=args.seed,
-        sprites=None if args.sprites == 'shapes' else args.sprites, spec=spec, encoding=args.encoding,
-        num_workers=args.num_workers, overwrite=args.overwrite, progress=lambda split, written: bar.update(1))
-  print(f'{args.out}: {json.dumps(counts)}')
-  return 0
-
-
-def _inspect(args) -> int:
-  from cloc_jax.data import inspect_html
-  counts = inspect_html.write_gallery(args.path, split=args.split, out=args.out, count=args.count,
-                                      image_size=args.image_size, regions_per_image=args.regions, seed=args.seed,
-                                      flip=args.flip)
-  print(json.dumps({k: int(v) for k, v in counts.items()}))
-  print(args.out)
-  return 0
-
-
-def _validate(args) -> int:
-  from cloc_jax.data import validate
-  with _record_bar() as progress:
-    report = validate.validate(args.path, splits=args.split, workers=args.num_workers, progress=progress)
-  _write_json(args.json, report)
-  print(report.text())
-  return 0 if report.ok else 1
-
-
-def _stats(args) -> int:
-  from cloc_jax.data import stats
-  with _record_bar() as progress:
-    found = stats.collect(args.path, splits=args.split, workers=args.num_workers, progress=progress)
-  _write_json(args.json, found)
-  print(found.text())
-  if args.out:
-    stats.write_page(found, out=args.out)
-    print(args.out)
-  return 0
-
-
-@contextlib.contextmanager
-def _record_bar():
-  import tqdm
-  with tqdm.tqdm(unit='record', disable=not sys.stderr.isatty()) as bar:
-    def progress(done, total):
-      bar.total = total
-      bar.update(done - bar.n)
-    yield progress
-
-
-def _write_json(path, found):
-  if path:
-    pathlib.Path(path).write_text(found.to_json() + '\n', encoding='utf-8')
 
 
 if __name__ == '__main__':
