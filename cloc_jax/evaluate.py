@@ -8,7 +8,7 @@ import numpy as np
 
 from cloc_jax import dump as dump_lib
 from cloc_jax import encoders, evaluators, inference
-from cloc_jax.data import imagefolder, pipeline, scan, schema
+from cloc_jax.data import eval_pipeline, imagefolder, scan, schema
 from cloc_jax.evaluators import suite, zeroshot
 
 _log = logging.getLogger('cloc_jax.evaluate')
@@ -64,7 +64,7 @@ def run_encoder(encoder: encoders.Encoder, *, path: str | os.PathLike, split: st
   """
   meta = schema.read_meta(path)
   batch_size = -(-batch_size // encoder.devices) * encoder.devices
-  batches = pipeline.eval_batches(path, split=split, batch_size=batch_size, image_size=encoder.image_size,
+  batches = eval_pipeline.eval_batches(path, split=split, batch_size=batch_size, image_size=encoder.image_size,
                                   pad=encoder.pad, limit=limit)
   predictions = evaluators.collect(encoder.fns, batches, progress=progress)
   evaluation = evaluators.evaluate_all(predictions, fns=encoder.fns, meta=meta, pool_limit=pool_limit)

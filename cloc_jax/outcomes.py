@@ -5,7 +5,7 @@ import os
 import numpy as np
 
 from cloc_jax import evaluators, inference
-from cloc_jax.data import pipeline, schema
+from cloc_jax.data import eval_pipeline, schema
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,14 +66,14 @@ def measure(cloc: inference.Cloc, *, path: str | os.PathLike, split: str, limit:
     batch_size: images at a time.
 
   Raises:
-    FileNotFoundError, ValueError: as pipeline.eval_batches and the evaluators.
+    FileNotFoundError, ValueError: as eval_pipeline.eval_batches and the evaluators.
   """
   fns = cloc.functions.encoder_fns(cloc.params)
   p = cloc.functions.preprocessing
   canvases: list[np.ndarray] = []
 
   def batches():
-    for batch in pipeline.eval_batches(path, split=split, batch_size=min(batch_size, limit), image_size=p.image_size,
+    for batch in eval_pipeline.eval_batches(path, split=split, batch_size=min(batch_size, limit), image_size=p.image_size,
                                        pad=p.pad, limit=limit):
       canvases.extend(batch.images[batch.image_mask])
       yield batch

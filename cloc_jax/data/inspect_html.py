@@ -8,6 +8,7 @@ import numpy as np
 from cloc_jax import boxes as box_lib
 from cloc_jax import page
 from cloc_jax.data import pipeline
+from cloc_jax.data import prepare
 from cloc_jax.data import schema
 
 
@@ -23,7 +24,7 @@ def write_gallery(path: str | os.PathLike, *, split: str, out: str | os.PathLike
     image_size, regions_per_image, seed, flip, pad, shuffle: as in pipeline.train_dataset.
 
   Returns:
-    Counts over the examples shown, by the names in pipeline.STATS.
+    Counts over the examples shown, by the names in prepare.STATS.
 
   Raises:
     FileNotFoundError, ValueError: as pipeline.train_dataset.
@@ -32,7 +33,7 @@ def write_gallery(path: str | os.PathLike, *, split: str, out: str | os.PathLike
       path, split=split, image_size=image_size, regions_per_image=regions_per_image, seed=seed, flip=flip, pad=pad,
       shuffle=shuffle)
   shown = [examples[i] for i in range(min(count, len(examples)))]
-  counts = {name: sum(int(e.counts.get(name, 0)) for e in shown) for name in pipeline.STATS}
+  counts = {name: sum(int(e.counts.get(name, 0)) for e in shown) for name in prepare.STATS}
   counts |= {'captions': sum(bool(e.caption) for e in shown), 'region_captions': counts['regions_kept']}
   meta = schema.read_meta(path)
   out = pathlib.Path(out)

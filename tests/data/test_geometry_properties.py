@@ -13,6 +13,7 @@ import PIL.Image
 import pytest
 
 from cloc_jax import geometry as geometry_lib
+from cloc_jax.data import eval_pipeline
 from cloc_jax.data import pipeline
 from cloc_jax.data import schema
 from cloc_jax.data import transforms
@@ -130,7 +131,7 @@ def test_markers_through_evaluation(write, pad):
   records = list(marked_records(42, seed=1))
   path = write(records)
   seen = 0
-  for batch in pipeline.eval_batches(path, split='train', batch_size=5, image_size=96, pad=pad):
+  for batch in eval_pipeline.eval_batches(path, split='train', batch_size=5, image_size=96, pad=pad):
     for canvas, example in zip(batch.images, batch.examples):
       record = records[seen]
       box = np.array(record.regions[0].box) * [record.width, record.height, record.width, record.height]

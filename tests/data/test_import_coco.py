@@ -8,7 +8,7 @@ from painted_pictures import encode_png
 import PIL.Image
 import pytest
 
-from cloc_jax.data import pipeline
+from cloc_jax.data import eval_pipeline
 from cloc_jax.data import schema
 from cloc_jax.data import sources
 from cloc_jax.data.importers import coco as coco_lib
@@ -162,7 +162,7 @@ def test_the_upright_size_is_what_counts(coco):
   exif[0x0112] = 6
   PIL.Image.new('RGB', (40, 80)).save(coco.root / 'train' / '001.png', exif=exif)
   assert import_coco([source], out=coco.root / 'out')['train'].written('images') == 2
-  batch = next(iter(pipeline.eval_batches(coco.root / 'out', split='train', batch_size=2, image_size=16)))
+  batch = next(iter(eval_pipeline.eval_batches(coco.root / 'out', split='train', batch_size=2, image_size=16)))
   assert (batch.examples[0].geometry.height, batch.examples[0].geometry.width) == (40, 80)
 
 
@@ -271,6 +271,6 @@ def test_real_photos(coco_mini, tmp_path):
     x, y, w, h = plain['bbox']
     pixels = [np.array(r.box) * [record.width, record.height, record.width, record.height] for r in record.regions]
     assert min(np.abs(p - [x, y, x + w, y + h]).max() for p in pixels) < 0.01
-  batches = list(pipeline.eval_batches(tmp_path / 'coco', split='val', batch_size=16, image_size=64))
+  batches = list(eval_pipeline.eval_batches(tmp_path / 'coco', split='val', batch_size=16, image_size=64))
   assert sum(len(b.examples) for b in batches) == reports['val'].written('images') == 79
   assert all((e.boxes >= 0).all() and (e.boxes <= 1).all() for b in batches for e in b.examples)

@@ -12,7 +12,9 @@ from painted_pictures import WordTokenizer
 import pytest
 
 from cloc_jax.batch import check_batch
+from cloc_jax.data import eval_pipeline
 from cloc_jax.data import pipeline
+from cloc_jax.data import prepare
 from cloc_jax.data import schema
 from cloc_jax.data import transforms
 
@@ -47,7 +49,7 @@ def test_batches_keep_the_contract(painted):
   batch = item['batch']
   check_batch(batch)
   assert batch.image.shape == (4, 32, 32, 3) and batch.region_text.shape == (4, 3, 3) and batch.text.shape == (4, 5)
-  assert set(item['stats']) == set(pipeline.STATS)
+  assert set(item['stats']) == set(prepare.STATS)
   assert all(value.dtype == np.int64 and value.shape == () for value in item['stats'].values())
 
 
@@ -279,7 +281,7 @@ def test_bad_arguments_fail_at_once(painted, options, message):
 
 
 def test_eval_batches_are_one_pass_in_order(painted):
-  batches = list(pipeline.eval_batches(painted, split='train', batch_size=8, image_size=32))
+  batches = list(eval_pipeline.eval_batches(painted, split='train', batch_size=8, image_size=32))
   assert [b.image_mask.sum() for b in batches] == [8, 8, 8, 8, 5]
   assert all(b.images.shape == (8, 32, 32, 3) and b.images.dtype == np.uint8 for b in batches)
   examples = [e for b in batches for e in b.examples]
@@ -294,12 +296,12 @@ def test_eval_batches_are_one_pass_in_order(painted):
 
 
 def test_eval_batches_are_as_many_on_every_host(painted):
-  hosts = [list(pipeline.eval_batches(painted, split='val', batch_size=1, image_size=16, process_index=i,
+  hosts = [list(eval_pipeline.eval_batches(painted, split='val', batch_size=1, image_size=16, process_index=i,
                                       process_count=2)) for i in range(2)]
   assert [len(batches) for batches in hosts] == [3, 3]
   assert [[e.image_id for b in batches for e in b.examples] for batches in hosts] == [
       ['picture-100', 'picture-102', 'picture-104'], ['picture-101', 'picture-103']]
-  more = [list(pipeline.eval_batches(painted, split='val', batch_size=2, image_size=16, limit=1, process_index=i,
+  more = [list(eval_pipeline.eval_batches(painted, split='val', batch_size=2, image_size=16, limit=1, process_index=i,
                                      process_count=2)) for i in range(2)]
   assert [[int(b.image_mask.sum()) for b in batches] for batches in more] == [[1], [0]]
 
@@ -308,13 +310,13 @@ def test_eval_does_not_skip_images(write):
   record = painted_example(0)
   path = write([dataclasses.replace(record, image=record.image[:-30])])
   with pytest.raises(transforms.ImageError, match="record 'picture-0'"):
-    list(pipeline.eval_batches(path, split='train', batch_size=1, image_size=32))
+    list(eval_pipeline.eval_batches(path, split='train', batch_size=1, image_size=32))
 
 
 def test_eval_leaves_unusable_regions_out(write):
   record = dataclasses.replace(painted_example(0), captions=('one', ''), regions=(
       schema.Region(box=(0.5, 0.1, 0.2, 0.9), caption='inverted'), schema.Region(box=(0, 0, 1, 1), caption=''),
       schema.Region(box=(0, 0, 1, 1), caption='all', category='thing')))
-  example = next(iter(pipeline.eval_batches(write([record]), split='train', batch_size=1, image_size=32))).examples[0]
+  example = next(iter(eval_pipeline.eval_batches(write([record]), split='train', batch_size=1, image_size=32))).examples[0]
   assert example.captions == ('one',) and example.region_captions == ('all',) and example.categories == ('thing',)
   assert example.boxes.shape == (1, 4) and example.boxes.dtype == np.float32

@@ -12,6 +12,7 @@ from painted_pictures import WordTokenizer
 import psutil
 import pytest
 
+from cloc_jax.data import eval_pipeline
 from cloc_jax.data import pipeline
 from cloc_jax.data import schema
 from cloc_jax.data import sources
@@ -62,7 +63,7 @@ def test_a_damaged_record_is_masked_counted_and_named(write, caplog):
   with pytest.raises(sources.RecordError, match=f'record {bad}: '):
     list(dataset(path, shuffle=False, epochs=1, on_error='raise'))
   with pytest.raises(sources.RecordError, match=f'record {bad}: '):  # an evaluation leaves nothing out
-    list(pipeline.eval_batches(path, split='train', batch_size=4, image_size=16))
+    list(eval_pipeline.eval_batches(path, split='train', batch_size=4, image_size=16))
 
 
 def test_a_record_that_is_no_message(write, monkeypatch):
@@ -104,7 +105,7 @@ def test_fewer_records_than_hosts(write):
   path = write([painted_example(i) for i in range(3)])
   with pytest.raises(ValueError, match=r'3 examples, fewer than one batch of 8 \(1 on each of 8 hosts\)'):
     dataset(path, batch_size=1, process_count=8)
-  hosts = [list(pipeline.eval_batches(path, split='train', batch_size=2, image_size=16, process_index=i,
+  hosts = [list(eval_pipeline.eval_batches(path, split='train', batch_size=2, image_size=16, process_index=i,
                                       process_count=8)) for i in range(8)]
   assert [len(batches) for batches in hosts] == [1] * 8  # all wait for each other equally often
   found = [e.image_id for batches in hosts for batch in batches for e in batch.examples]
