@@ -200,7 +200,10 @@ class Step:
     out = {'all-gather': passes * split * (fsdp - 1) / fsdp, 'reduce-scatter': split * (fsdp - 1) / fsdp,
            'all-reduce': 2 * own * (data - 1) / data + 2 * (whole - split) * (fsdp - 1) / fsdp}
     columns = self._loss_rows() * self.model.embed_dim * (chips - 1) / chips
-    if self._transport() == 'gather':
+    if self._transport() == 'gather' and self.where.chip.maker == 'tpu':
+      # As compiled (docs/results/communication.md): texts once, gradients once, both written as sums over all chips.
+      out['all-reduce'] += 2 * columns * (self._tile_bytes() + 4)
+    elif self._transport() == 'gather':
       out['all-gather'] += 2 * columns * self._tile_bytes()
       out['reduce-scatter'] += columns * 4
     else:

@@ -53,9 +53,9 @@ def train_dataset(path: str | os.PathLike, *, split: str, tokenizer, batch_size:
       hosts and workers.
 
   Returns:
-    An iterable of dict(batch=Batch of NumPy arrays, stats=dict of int64 scalars by the names in prepare_lib.STATS). Its iterator
-    has Grain's get_state and set_state, which resume it exactly under the same arguments. With worker processes, call
-    the iterator's `close` when done, else Python complains at exit of shared memory that is still open.
+    An iterable of dict(batch=Batch of NumPy arrays, stats=dict of int64 scalars by the names in prepare.STATS). Its
+    iterator has Grain's get_state and set_state, which resume it exactly under the same arguments. With worker
+    processes, call the iterator's `close` when done, else Python complains at exit of shared memory still open.
 
   Raises:
     FileNotFoundError: no data set at `path`.

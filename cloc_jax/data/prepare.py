@@ -136,7 +136,7 @@ def usable_regions(example: schema.Example) -> UsableRegions:
 
 
 def open_example(example: schema.Example, *, mode: str) -> transforms.Opened:
-  """Opens the image, as transforms.open_image does, and checks that it has the proportions that its boxes were drawn in.
+  """Opens the image (transforms.open_image) and checks that it has the proportions that its boxes were drawn in.
 
   Raises:
     transforms.ImageError: naming the record, if it cannot be decoded or has others.

@@ -111,8 +111,8 @@ def collect(fns: EncoderFns, batches: Iterable, *, progress: Callable[[int], Non
 
   Args:
     fns: the model.
-    batches: as data.eval_pipeline.eval_batches yields: objects with `images` (B, H, W, 3) uint8, `image_mask` (B,) bool
-      and `examples`, a list in the order of the images. It may be shorter than B, or hold None, where an image is
+    batches: as data.eval_pipeline.eval_batches yields: objects with `images` (B, H, W, 3) uint8, `image_mask` (B,)
+      bool and `examples`, a list in the order of the images. It may be shorter than B, or hold None, where an image is
       padding. Masked images are left out, and counted if they have an example.
     progress: called after each batch with the number of images encoded so far.
 

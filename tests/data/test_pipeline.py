@@ -317,6 +317,7 @@ def test_eval_leaves_unusable_regions_out(write):
   record = dataclasses.replace(painted_example(0), captions=('one', ''), regions=(
       schema.Region(box=(0.5, 0.1, 0.2, 0.9), caption='inverted'), schema.Region(box=(0, 0, 1, 1), caption=''),
       schema.Region(box=(0, 0, 1, 1), caption='all', category='thing')))
-  example = next(iter(eval_pipeline.eval_batches(write([record]), split='train', batch_size=1, image_size=32))).examples[0]
+  batches = eval_pipeline.eval_batches(write([record]), split='train', batch_size=1, image_size=32)
+  example = next(iter(batches)).examples[0]
   assert example.captions == ('one',) and example.region_captions == ('all',) and example.categories == ('thing',)
   assert example.boxes.shape == (1, 4) and example.boxes.dtype == np.float32
