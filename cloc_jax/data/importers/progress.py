@@ -70,5 +70,5 @@ class Tasks:
     if self._lines and now - self._said > _SECONDS_BETWEEN_LINES:
       self._said = now
       rate = (self._done - self._ready) / (now - self._began)
-      left = (self._total - self._done) / rate / 60
-      print(f'{self._done:,} of {self._total:,} {self._unit}s, {rate:,.0f}/s, {left:.0f} min left', file=sys.stderr)
+      left = f', {(self._total - self._done) / rate / 60:.0f} min left' if rate else ''  # a task may hold no image
+      print(f'{self._done:,} of {self._total:,} {self._unit}s, {rate:,.0f}/s{left}', file=sys.stderr)
