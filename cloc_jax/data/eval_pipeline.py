@@ -77,8 +77,7 @@ class _PrepareEval(grain.transforms.Map):
     return image.on_canvas(geometry, pad_value=prepare.PAD_VALUE), EvalExample(
         image_id=element.image_id, captions=tuple(prepare.usable_captions(element)), geometry=geometry,
         boxes=geometry_lib.normalized_boxes_to_canvas(geometry, usable.boxes),
-        region_captions=tuple(r.caption for r in usable.regions),
-        categories=tuple(r.category for r in usable.regions))
+        region_captions=tuple(usable.regions.captions), categories=tuple(usable.regions.categories))
 
 
 @dataclasses.dataclass(frozen=True)

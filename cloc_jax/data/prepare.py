@@ -108,7 +108,7 @@ class Prepare(grain.transforms.RandomMap):
 class UsableRegions:
   """boxes: (n, 4) float32 xyxy, fractions of the original image, clipped to it; regions: n; counts: of the others."""
   boxes: np.ndarray
-  regions: list[schema.Region]
+  regions: schema.Regions
   counts: dict[str, int]
 
 
@@ -118,21 +118,22 @@ def usable_regions(example: schema.Example) -> UsableRegions:
   Raises:
     ValueError: naming the record, if its boxes are not normalised xyxy.
   """
-  if not example.regions:
-    return UsableRegions(boxes=np.zeros((0, 4), np.float32), regions=[], counts={})
-  boxes = np.array([r.box for r in example.regions], np.float32)
+  regions = schema.Regions.of(example.regions)
+  boxes, captions = regions.boxes, regions.captions
+  if not captions:
+    return UsableRegions(boxes=boxes, regions=regions, counts={})
   counts, keep = {}, np.ones(len(boxes), bool)
   if boxes.min() >= 0 and boxes.max() <= 1 and (boxes[:, 2:] > boxes[:, :2]).all():
-    if all(r.caption and not r.caption.isspace() for r in example.regions):
-      return UsableRegions(boxes=boxes, regions=list(example.regions), counts={})  # the usual case, at once
+    if all(captions) and not any(map(str.isspace, captions)):
+      return UsableRegions(boxes=boxes, regions=regions, counts={})  # the usual case, at once
   else:
     box_lib.check_normalized(boxes, where=f'record {example.image_id!r}')
     boxes, keep, found = box_lib.sanitize(boxes)
     counts = {'boxes_dropped': found['inverted'] + found['empty'], 'boxes_clipped': found['clipped']}
-  worded = np.array([bool(r.caption.strip()) for r in example.regions])
+  worded = np.array([bool(caption.strip()) for caption in captions])
   counts['empty_region_captions'] = int((keep & ~worded).sum())
   kept = np.flatnonzero(keep & worded)
-  return UsableRegions(boxes=boxes[kept], regions=[example.regions[i] for i in kept], counts=counts)
+  return UsableRegions(boxes=boxes[kept], regions=regions.take(kept), counts=counts)
 
 
 def open_example(example: schema.Example, *, mode: str) -> transforms.Opened:

@@ -48,7 +48,7 @@ class Region:
 
 @dataclasses.dataclass(frozen=True)
 class Example:
-  """One image with its captions and regions, as stored.
+  """One image with its captions and regions, as stored; of a record that was read, `regions` is a Regions.
 
   image: the encoded file's bytes (JPEG, PNG, or whatever else OpenCV or Pillow decodes).
   image_id: a name that is unique within its split.
@@ -61,7 +61,55 @@ class Example:
   height: int
   width: int
   captions: tuple[str, ...]
-  regions: tuple[Region, ...] = ()
+  regions: Sequence[Region] = ()
+
+
+class Regions(Sequence):
+  """Regions as columns, equal to the tuple of them: a Region is made when one is asked for.
+
+  Training draws a few of an image's regions, and objects for all would cost more than the rest of a record's reading.
+
+  boxes: (n, 4) float32 xyxy, fractions of the original image. captions, categories, scores, sources: n each.
+  """
+  __slots__ = ('boxes', 'captions', 'categories', 'scores', 'sources')
+
+  def __init__(self, *, boxes: np.ndarray, captions: Sequence[str], categories: Sequence[str],
+               scores: Sequence[float], sources: Sequence[str]):
+    self.boxes, self.captions, self.categories, self.scores, self.sources = boxes, captions, categories, scores, sources
+
+  @classmethod
+  def of(cls, regions: Sequence[Region]) -> 'Regions':
+    """The same regions as columns."""
+    if isinstance(regions, cls):
+      return regions
+    return cls(boxes=np.array([r.box for r in regions], np.float32).reshape(-1, 4),
+               captions=[r.caption for r in regions], categories=[r.category for r in regions],
+               scores=[r.score for r in regions], sources=[r.source for r in regions])
+
+  def take(self, indices: Iterable[int]) -> 'Regions':
+    """Some of them, in the order of `indices`."""
+    indices = list(indices)
+    texts = ([values[i] for i in indices] for values in (self.captions, self.categories, self.scores, self.sources))
+    return Regions(boxes=self.boxes[indices], **dict(zip(('captions', 'categories', 'scores', 'sources'), texts)))
+
+  def __len__(self) -> int:
+    return len(self.captions)
+
+  def __getitem__(self, index):
+    """One Region, or a tuple of them for a slice."""
+    if isinstance(index, slice):
+      return tuple(self[i] for i in range(*index.indices(len(self))))
+    return Region(box=tuple(self.boxes[index].tolist()), caption=self.captions[index],
+                  category=self.categories[index], score=self.scores[index], source=self.sources[index])
+
+  def __eq__(self, other) -> bool:
+    return tuple(self) == tuple(other) if isinstance(other, (Regions, tuple)) else NotImplemented
+
+  def __hash__(self) -> int:
+    return hash(tuple(self))
+
+  def __repr__(self) -> str:
+    return f'Regions({tuple(self)})'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -140,23 +188,22 @@ def decode(record: bytes, *, where: str) -> Example:
   missing = [name for name in ('image', 'image_id', 'height', 'width') if name not in feature]
   if missing:
     raise ValueError(f'{where}: the record has no {", ".join(map(repr, missing))}; it has {sorted(feature)}')
-  texts = {name: [v.decode() for v in feature[f'regions/{name}'].bytes_list.value]
+  texts = {name: list(map(bytes.decode, feature[f'regions/{name}'].bytes_list.value))
            for name in ('caption', 'category', 'source')}
-  boxes = feature['regions/box'].float_list.value
-  scores = feature['regions/score'].float_list.value
+  boxes = np.array(feature['regions/box'].float_list.value, np.float32)
+  scores = feature['regions/score'].float_list.value[:]
   count = len(texts['caption'])
-  lengths = {'box': len(boxes) / 4, 'score': len(scores), **{name: len(values) for name, values in texts.items()}}
-  if any(length != count for length in lengths.values()):
+  if not len(boxes) / 4 == len(scores) == len(texts['category']) == len(texts['source']) == count:
+    lengths = {'box': len(boxes) / 4, 'score': len(scores), **{name: len(values) for name, values in texts.items()}}
     raise ValueError(f'{where}: region fields of unequal length: {lengths}')
-  regions = tuple(
-      Region(box=tuple(boxes[4 * i:4 * i + 4]), caption=texts['caption'][i], category=texts['category'][i],
-             score=scores[i], source=texts['source'][i]) for i in range(count))
+  regions = Regions(boxes=boxes.reshape(count, 4), captions=texts['caption'], categories=texts['category'],
+                    scores=scores, sources=texts['source'])
   return Example(
       image=feature['image'].bytes_list.value[0],
       image_id=feature['image_id'].bytes_list.value[0].decode(),
       height=feature['height'].int64_list.value[0],
       width=feature['width'].int64_list.value[0],
-      captions=tuple(v.decode() for v in feature['captions'].bytes_list.value),
+      captions=tuple(map(bytes.decode, feature['captions'].bytes_list.value)),
       regions=regions)
 
 

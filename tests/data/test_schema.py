@@ -31,6 +31,26 @@ def test_a_record_survives_encoding():
   assert schema.decode(schema.encode(given), where='here') == given
 
 
+def test_regions_as_columns_are_a_tuple_of_regions():
+  """Everything that a tuple does, a record that was read does too, and it is stored as the tuple is."""
+  want = painted_example(3, regions=5).regions
+  want = tuple(dataclasses.replace(r, box=tuple(np.float32(r.box).tolist()), score=0.5, source=str(i))
+               for i, r in enumerate(want))
+  stored = schema.encode(example(regions=want))
+  got = schema.decode(stored, where='here').regions
+  assert isinstance(got, schema.Regions) and len(got) == 5
+  assert got == want and want == got and hash(got) == hash(want) and tuple(got) == want
+  assert got != want[:4] and got != list(want) and got == schema.Regions.of(want)
+  assert (got[1], got[-1], got[np.int64(2)]) == (want[1], want[-1], want[2])
+  assert got[1:4] == want[1:4] and got[::-2] == want[::-2] and isinstance(got[:2], tuple)
+  assert tuple(got.take([3, 0])) == (want[3], want[0]) and got.take([]) == ()
+  assert want[2] in got and got.index(want[2]) == 2 and repr(want[0]) in repr(got)
+  assert schema.encode(example(regions=got)) == stored and pickle.loads(pickle.dumps(got)) == want
+  assert all(type(x) is float for x in (*got[0].box, got[0].score))  # as JSON takes them
+  with pytest.raises(IndexError):
+    got[5]
+
+
 def test_our_encoding_is_tfds_encoding():
   given = painted_example(3)
   plain = {'image': given.image, 'image_id': given.image_id, 'height': given.height, 'width': given.width,
@@ -203,6 +223,15 @@ def test_a_damaged_record_is_named():
     schema.decode(message.SerializeToString(), where='here')
   del message.features.feature['image']
   with pytest.raises(ValueError, match="here: the record has no 'image'"):
+    schema.decode(message.SerializeToString(), where='here')
+
+
+@pytest.mark.parametrize('name', ['captions', 'regions/caption', 'regions/category', 'regions/source'])
+def test_bytes_that_are_no_text_are_damage_of_the_record(name):
+  """Not of whoever looks at the region later: only reading knows how to mask a record."""
+  message = schema.tf_example_pb2.Example.FromString(schema.encode(example()))
+  message.features.feature[name].bytes_list.value[0] = b'caf\xe9'
+  with pytest.raises(UnicodeDecodeError):
     schema.decode(message.SerializeToString(), where='here')
 
 
