@@ -6,7 +6,7 @@ import pathlib
 import sys
 import time
 
-from cloc_jax import cli_data, cli_eval
+from cloc_jax import cli_data, cli_eval, cli_hosts
 
 # Errors that the user can mend: shown as one line, without a traceback (--debug shows it).
 _USER_ERRORS = (ValueError, TypeError, KeyError, FileNotFoundError, FileExistsError, PermissionError,
@@ -55,10 +55,7 @@ def _parser() -> argparse.ArgumentParser:
   train.add_argument('--config', required=True, metavar='FILE.py[:ARGS]', help='e.g. configs/scenes_local.py')
   train.add_argument('--workdir', required=True, metavar='DIR', help='checkpoints, metrics and evaluations go here')
   train.add_argument('--report', action='store_true', help='write WORKDIR/report.html at the end')
-  train.add_argument('--coordinator', metavar='HOST:PORT', help='several hosts: address of process 0 (TPU pods and '
-                     'SLURM find it by themselves with --coordinator=auto)')
-  train.add_argument('--num-processes', type=int, help='several hosts: how many processes')
-  train.add_argument('--process-id', type=int, help='several hosts: which one this is')
+  cli_hosts.add_arguments(train)
   train.set_defaults(run=_train)
 
   plan = verbs.add_parser(
@@ -92,8 +89,7 @@ def _train(args) -> int:
   from cloc_jax import config as config_lib
   config = config_lib.override(config_lib.load(args.config), args.assignments)
   import jax
-  if args.coordinator:
-    _join_hosts(args)
+  cli_hosts.join(args)
   from cloc_jax import compiler, evaluate, train
   config.lock()
   compiler.keep_compiled()
@@ -116,18 +112,6 @@ def _train(args) -> int:
     if path:
       print(f'{name:<12} {path}')
   return 0
-
-
-def _join_hosts(args):
-  import jax
-  if args.coordinator == 'auto':
-    jax.distributed.initialize()
-    return
-  if args.num_processes is None or args.process_id is None:
-    raise ValueError('--coordinator needs --num-processes and --process-id (or --coordinator=auto)')
-  if jax.config.jax_platforms == 'cpu' or os.environ.get('JAX_PLATFORMS') == 'cpu':
-    jax.config.update('jax_cpu_collectives_implementation', 'gloo')
-  jax.distributed.initialize(args.coordinator, args.num_processes, args.process_id)
 
 
 def _plan(args) -> int:

@@ -5,6 +5,8 @@ import pathlib
 import sys
 import time
 
+from cloc_jax import cli_hosts
+
 
 def add_verbs(verbs) -> None:
   """Adds both to the verbs of `cloc`."""
@@ -33,6 +35,7 @@ def add_verbs(verbs) -> None:
   evaluate.add_argument('--out', metavar='DIR', help='write SPLIT.json there; default: RUN/evals, or RUN/evals/DATA '
                         "for another data set than the run's own; evals/ENCODER/DATA for others' encoders")
   evaluate.add_argument('--dump', metavar='FILE.parquet', help='also write what was predicted of every region')
+  cli_hosts.add_arguments(evaluate)
   evaluate.set_defaults(run=_eval)
 
   diff = verbs.add_parser('eval-diff', help='compare the dumps of two evaluations: which boxes flipped',
@@ -46,21 +49,27 @@ def add_verbs(verbs) -> None:
 
 def _eval(args) -> int:
   import jax
-  from cloc_jax import compiler, encoders, evaluate, sharding
+  cli_hosts.join(args)
+  from cloc_jax import compiler, encoders, evaluate, hosts, sharding
   compiler.keep_compiled()
-  mesh = sharding.make_mesh() if jax.device_count() > 1 else None
-  encoder = encoders.load(args.checkpoint or args.encoder, step=args.step, mesh=mesh)
+  # Several hosts share the images, and need nothing of each other while they encode them.
+  mesh = sharding.make_mesh(devices=jax.local_devices()) if jax.local_device_count() > 1 else None
+  with hosts.together():
+    encoder = encoders.load(args.checkpoint or args.encoder, step=args.step, mesh=mesh)
   if args.imagefolder:
     return _eval_imagefolder(encoder, args)
   if args.classes:
     raise ValueError('--classes belongs to --imagefolder; a data set made by `cloc data` lists its own')
   encoder = encoders.with_regions(encoder, args.region_embedding)
-  splits = evaluate.splits_to_evaluate(args.data, args.split)
+  with hosts.together():
+    splits = evaluate.splits_to_evaluate(args.data, args.split)
   out = pathlib.Path(args.out) if args.out else _evals_folder(encoder, args)
   columns = {}
   with _dump(args, encoder) as dumped:
     for split in splits:
       columns[split] = _eval_split(encoder, args, split=split, out=out, dumped=dumped)
+  if jax.process_index():
+    return 0
   if args.dump:
     print(f'{args.dump}: the predictions', file=sys.stderr)
   print(evaluate.table(columns))
@@ -69,21 +78,25 @@ def _eval(args) -> int:
 
 def _dump(args, encoder):
   """A context: the writer of the predictions, or None."""
+  import jax
   from cloc_jax import dump
-  if not args.dump:
+  if not args.dump or jax.process_index():
     return contextlib.nullcontext()
   return dump.Writer(args.dump, info={**encoder.info, 'data': os.path.abspath(args.data)})
 
 
 def _eval_split(encoder, args, *, split, out, dumped):
-  from cloc_jax import evaluate
+  from cloc_jax import evaluate, hosts
   evaluation, predictions = evaluate.run_encoder(encoder, path=args.data, split=split, batch_size=args.batch_size,
                                                  limit=args.limit, pool_limit=args.pool_limit,
                                                  progress=_counter(split))
-  path = evaluate.write(evaluation, out / f'{split}.json', **encoder.info, data=os.fspath(args.data), split=split,
-                        limit=args.limit)
-  if dumped is not None:
-    evaluate.dump(dumped, predictions, encoder, path=args.data, split=split)
+  with hosts.together():
+    if predictions is None:  # the first host writes
+      return evaluation.metrics
+    path = evaluate.write(evaluation, out / f'{split}.json', **encoder.info, data=os.fspath(args.data), split=split,
+                          limit=args.limit)
+    if dumped is not None:
+      evaluate.dump(dumped, predictions, encoder, path=args.data, split=split)
   print(f'\r{split}: {path}', file=sys.stderr)
   for what, why in evaluation.skipped.items():
     print(f'{split}: {what} not measured: {why}', file=sys.stderr)
@@ -91,6 +104,7 @@ def _eval_split(encoder, args, *, split, out, dumped):
 
 
 def _eval_imagefolder(encoder, args) -> int:
+  import jax
   from cloc_jax import evaluate
   for option in ('split', 'dump', 'region_embedding', 'pool_limit'):
     if getattr(args, option):
@@ -98,6 +112,8 @@ def _eval_imagefolder(encoder, args) -> int:
   name = pathlib.Path(args.imagefolder).resolve().name
   evaluation, about = evaluate.run_imagefolder(encoder, path=args.imagefolder, classes=args.classes, limit=args.limit,
                                                batch_size=args.batch_size, progress=_counter(name))
+  if jax.process_index():
+    return 0
   folder = pathlib.Path(args.out) if args.out else _evals_folder(encoder, args)
   path = evaluate.write(evaluation, folder / f'{name}.json', **encoder.info, data=os.path.abspath(args.imagefolder),
                         limit=args.limit, **about)
@@ -132,9 +148,11 @@ def _evals_folder(encoder, args):
 
 
 def _counter(what):
+  import jax
   began = time.monotonic()
+  each = '' if jax.process_count() == 1 else f' on each of {jax.process_count()} hosts'
 
   def show(done):
-    if sys.stderr.isatty():
-      print(f'\r{what}: {done} images, {done / max(time.monotonic() - began, 1e-9):.0f}/s', end='', file=sys.stderr)
+    if sys.stderr.isatty() and not jax.process_index():
+      print(f'\r{what}: {done} images{each}, {done / max(time.monotonic() - began, 1e-9):.0f}/s', end='', file=sys.stderr)
   return show

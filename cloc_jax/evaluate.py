@@ -4,10 +4,11 @@ import os
 import pathlib
 from collections.abc import Sequence
 
+import jax
 import numpy as np
 
 from cloc_jax import dump as dump_lib
-from cloc_jax import encoders, evaluators, inference
+from cloc_jax import encoders, evaluators, hosts, inference
 from cloc_jax.data import eval_pipeline, imagefolder, scan, schema
 from cloc_jax.evaluators import suite, zeroshot
 
@@ -33,7 +34,7 @@ HEADLINES = (
 
 def run(functions: inference.Functions, params, *, path: str | os.PathLike, split: str, batch_size: int = 64,
         limit: int | None = None, pool_limit: int | None = None, region_embedding: str = 'model',
-        progress=None) -> tuple[evaluators.Evaluation, evaluators.Predictions]:
+        progress=None) -> tuple[evaluators.Evaluation, evaluators.Predictions | None]:
   """Evaluates parameters on a split.
 
   Args:
@@ -51,23 +52,36 @@ def run(functions: inference.Functions, params, *, path: str | os.PathLike, spli
 
 def run_encoder(encoder: encoders.Encoder, *, path: str | os.PathLike, split: str, batch_size: int = 64,
                 limit: int | None = None, pool_limit: int | None = None,
-                progress=None) -> tuple[evaluators.Evaluation, evaluators.Predictions]:
+                progress=None) -> tuple[evaluators.Evaluation, evaluators.Predictions | None]:
   """Evaluates any encoder on a split.
+
+  Several hosts share the images, each with an encoder that needs no other host; all of them must call this. Every host
+  gets the evaluation, and the first one the predictions; the figures are those of one host alone.
 
   Args:
     encoder: from encoders.load and encoders.with_regions.
     path, split: the data set.
-    batch_size: images at a time, rounded up to a multiple of the encoder's devices.
+    batch_size: images at a time on each host, rounded up to a multiple of the encoder's devices.
     limit: take the first so many images alone.
     pool_limit: take the first so many regions alone for region retrieval.
-    progress: called with the number of images done.
+    progress: called with the number of images that this host has done.
+
+  Raises:
+    hosts.HostError: if another host failed.
   """
-  meta = schema.read_meta(path)
-  batch_size = -(-batch_size // encoder.devices) * encoder.devices
-  batches = eval_pipeline.eval_batches(path, split=split, batch_size=batch_size, image_size=encoder.image_size,
-                                  pad=encoder.pad, limit=limit)
-  predictions = evaluators.collect(encoder.fns, batches, progress=progress)
-  evaluation = evaluators.evaluate_all(predictions, fns=encoder.fns, meta=meta, pool_limit=pool_limit)
+  evaluation = None
+  with hosts.together():
+    meta = schema.read_meta(path)
+    batch_size = -(-batch_size // encoder.devices) * encoder.devices
+    batches = eval_pipeline.eval_batches(
+        path, split=split, batch_size=batch_size, image_size=encoder.image_size, pad=encoder.pad, limit=limit,
+        process_index=jax.process_index(), process_count=jax.process_count())
+    predictions = evaluators.collect(encoder.fns, batches, progress=progress, allow_empty=jax.process_count() > 1)
+  predictions = evaluators.gather(predictions)
+  with hosts.together():
+    if predictions is not None:
+      evaluation = evaluators.evaluate_all(predictions, fns=encoder.fns, meta=meta, pool_limit=pool_limit)
+  evaluation = hosts.from_first(evaluation)
   for what, why in evaluation.skipped.items():
     _log.info('%s: %s not measured: %s', split, what, why)
   return evaluation, predictions
@@ -76,29 +90,47 @@ def run_encoder(encoder: encoders.Encoder, *, path: str | os.PathLike, split: st
 def run_imagefolder(encoder: encoders.Encoder, *, path: str | os.PathLike, classes: str | os.PathLike | None = None,
                     batch_size: int = 64, limit: int | None = None,
                     progress=None) -> tuple[evaluators.Evaluation, dict]:
-  """Zero-shot classification of a folder with one folder a class.
+  """Zero-shot classification of a folder with one folder a class; on several hosts as `run_encoder`.
 
   Args:
     encoder: from encoders.load.
     path, classes: as imagefolder.read_classes.
-    batch_size: images at a time, rounded up to a multiple of the encoder's devices.
+    batch_size: images at a time on each host, rounded up to a multiple of the encoder's devices.
     limit: take so many images, spread evenly over the classes.
-    progress: called with the number of images done.
+    progress: called with the number of images that this host has done.
 
   Returns:
     The evaluation, and JSON values about it: per-class accuracy, templates, files that are no images.
   """
-  listed = imagefolder.read_classes(path, classes, templates=zeroshot.DEFAULT_TEMPLATES)
-  found = imagefolder.find(path, listed, limit=limit)
-  batch_size = -(-batch_size // encoder.devices) * encoder.devices
-  z, done = [], 0
-  for images, count in imagefolder.batches(found, batch_size=batch_size, image_size=encoder.image_size,
-                                           pad=encoder.pad):
-    z.append(np.asarray(encoder.fns.image_embedding(encoder.fns.encode_image(images)), np.float32)[:count])
-    done += count
-    if progress is not None:
-      progress(done)
-  z_image = np.concatenate(z)
+  with hosts.together():
+    listed = imagefolder.read_classes(path, classes, templates=zeroshot.DEFAULT_TEMPLATES)
+    found = imagefolder.find(path, listed, limit=limit)
+    batch_size = -(-batch_size // encoder.devices) * encoder.devices
+    z, done = [], 0
+    share = found.share(jax.process_index(), of=jax.process_count())
+    for images, count in imagefolder.batches(share, batch_size=batch_size, image_size=encoder.image_size,
+                                             pad=encoder.pad):
+      z.append(np.asarray(encoder.fns.image_embedding(encoder.fns.encode_image(images)), np.float32)[:count])
+      done += count
+      if progress is not None:
+        progress(done)
+  z = hosts.gather(z)
+  result = None
+  with hosts.together():
+    if z is not None:
+      result = _zeroshot(encoder, listed, found, z_image=_dealt_out([np.concatenate(part) for part in z if part]))
+  return hosts.from_first(result)
+
+
+def _dealt_out(parts) -> np.ndarray:
+  """Rows that hosts had in turns → all of them in order."""
+  out = np.empty((sum(map(len, parts)), *parts[0].shape[1:]), parts[0].dtype)
+  for host, part in enumerate(parts):
+    out[host::len(parts)] = part
+  return out
+
+
+def _zeroshot(encoder, listed, found, *, z_image) -> tuple[evaluators.Evaluation, dict]:
   evaluator = evaluators.ZeroShot(class_names=listed.names, encode_text=suite.encoded_once(encoder.fns.encode_text),
                                   templates=listed.templates, prefix='zeroshot/')
   metrics = dict(evaluator.run(z_image=z_image, labels=found.labels))

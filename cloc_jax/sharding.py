@@ -137,6 +137,35 @@ def to_global(host_batch, mesh: Mesh):
   return jax.tree.map(one, host_batch)
 
 
+def local_mesh(mesh: Mesh) -> Mesh:
+  """The mesh of this host's own devices; they split parameters if those of `mesh` do. With one host, `mesh` itself."""
+  if jax.process_count() == 1:
+    return mesh
+  own = [d for d in mesh.devices.flat if d.process_index == jax.process_index()]
+  return Mesh(np.array(own).reshape((-1, 1) if mesh.shape['fsdp'] == 1 else (1, -1)), AXES)
+
+
+def to_local(tree, mesh: Mesh):
+  """Global arrays → the same on `local_mesh(mesh)`, whole, so that each host can compute without the others.
+
+  Every host must call it. What each device holds whole is taken as it is; the rest is brought to all devices, one array
+  at a time, and split anew over those of the host. With one host, the tree as it is.
+  """
+  if jax.process_count() == 1:
+    return tree
+  own = local_mesh(mesh)
+  whole = jax.jit(lambda x: x, out_shardings=replicated(mesh))
+
+  def one(leaf):
+    split = not leaf.is_fully_replicated
+    shards = (whole(leaf) if split else leaf).addressable_shards
+    here = jax.make_array_from_single_device_arrays(leaf.shape, replicated(own), [s.data for s in shards])
+    # Waits, else all arrays would be whole at once.
+    return jax.block_until_ready(jax.device_put(here, NamedSharding(own, _fsdp_spec(leaf.shape, own)))) if split else here
+
+  return jax.tree.map(one, tree)
+
+
 def describe(params, shardings) -> str:
   """The table printed at the start of a run: path, shape, and how it is split."""
   flat, spec = trees.flatten(params), trees.flatten(shardings)

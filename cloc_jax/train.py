@@ -167,10 +167,9 @@ def train(config, *, workdir: str | os.PathLike, quiet: bool = False) -> Result:
   progress = None
   try:
     state, shardings, start = _state(model, tx, data, keeper, mesh=mesh, rules=rules, options=options, loss=loss)
-    # Several processes are each given all images to evaluate, and make the same calls; one alone splits its batches.
     functions = inference.Functions(model, tokenizer=tokenizer, preprocessing=preprocessing,
-                                    mesh=mesh if jax.process_count() == 1 else None)
-    run_evals = _evaluator(functions, evals, path=evals.path or data.path, splits=splits, workdir=workdir)
+                                    mesh=sharding.local_mesh(mesh))
+    run_evals = _evaluator(functions, evals, path=evals.path or data.path, splits=splits, workdir=workdir, mesh=mesh)
     if start >= total:
       return Result('already_done', start, total, workdir, _read_evaluations(workdir, splits))
     if start == 0 and jax.process_index() == 0:
@@ -422,9 +421,11 @@ def _state(model, tx, data: DataOptions, keeper, *, mesh, rules, options: TrainO
   return state, shardings, step
 
 
-def _evaluator(functions, evals: EvalOptions, *, path, splits, workdir):
+def _evaluator(functions, evals: EvalOptions, *, path, splits, workdir, mesh):
   def run(params, step, progress):
     out = {}
+    # Hosts share the images; none waits for another while it evaluates, so each needs all parameters.
+    params = sharding.to_local(params, mesh)
     for split in splits:
       began = time.monotonic()
       evaluation, _ = evaluate.run(functions, params, path=path, split=split, batch_size=evals.batch_size,

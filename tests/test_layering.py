@@ -14,7 +14,7 @@ LEVELS = {
     'batch': 0, 'boxes': 0, 'geometry': 0, 'trees': 0, 'charts': 0, 'page': 0, 'compiler': 0, 'hardware': 0, 'hlo': 0,
     'jaxprs': 0, 'box_conventions': 0,
     'data/': 1, 'models/': 1, 'losses/': 1,
-    'config': 2, 'optim': 2, 'sharding': 2, 'checkpoint': 2, 'metrics': 2, 'interop/': 2,
+    'config': 2, 'optim': 2, 'sharding': 2, 'checkpoint': 2, 'metrics': 2, 'interop/': 2, 'hosts': 2,
     'train_step': 3, 'inference': 3, 'evaluators/': 3, 'label/': 3,
 }
 TOP = 4

@@ -1,4 +1,6 @@
 """Two real processes on loopback: they learn what one does, and one goes on with what two began."""
+import dataclasses
+import json
 import os
 import signal
 import socket
@@ -8,6 +10,9 @@ import sys
 import numpy as np
 import pytest
 import tiny_experiment as tiny
+
+from cloc_jax import dump, encoders, evaluate
+from cloc_jax.data import schema, sources
 
 pytestmark = pytest.mark.slow
 
@@ -22,10 +27,18 @@ def free_port():
     return probe.getsockname()[1]
 
 
-def start_two(base, workdir, *more):
+def start_both(argv, base, **env):
   port = free_port()
-  return [tiny.start(*command(base, workdir, *more, '--coordinator', f'localhost:{port}', '--num-processes', 2,
-                              '--process-id', i), base=base, JAX_PLATFORMS='cpu') for i in range(2)]
+  return [tiny.start(*argv, '--coordinator', f'localhost:{port}', '--num-processes', 2, '--process-id', i, base=base,
+                     JAX_PLATFORMS='cpu', **env) for i in range(2)]
+
+
+def start_two(base, workdir, *more):
+  return start_both(command(base, workdir, *more), base)
+
+
+def metrics_of(path):
+  return json.loads(path.read_text())['metrics']
 
 
 def finish(processes):
@@ -65,6 +78,44 @@ def test_two_processes_evaluate_and_stop_together(base, reference, tmp_path):
   got, want = tiny.losses(workdir), tiny.losses(reference.workdir)
   assert list(got) == list(range(1, step + 1))
   np.testing.assert_allclose(list(got.values()), [want[s] for s in got], rtol=2e-4)
+  # The figures are those of one process, which has the whole checkpoint and all images.
+  evaluated = json.loads((workdir / 'evals' / 'val.json').read_text())
+  encoder = encoders.load(str(workdir), step=evaluated['step'])
+  alone, _ = evaluate.run_encoder(encoder, path=tiny.data(base), split='val', batch_size=12)
+  assert evaluated['metrics'] == pytest.approx(alone.metrics, abs=1e-6) and evaluated['skipped'] == alone.skipped
+
+
+def test_two_processes_share_the_images_of_an_evaluation(base, reference, tmp_path):
+  """Five images: three and two, on two devices each. All figures, the order of the dump, and who speaks."""
+  argv = ['eval', '--checkpoint', reference.workdir, '--data', reference.data, '--split', 'val', '--split', 'unseen',
+          '--limit', 5, '--batch-size', 2]
+  first, second = finish(start_both([*argv, '--out', tmp_path / 'two', '--dump', tmp_path / 'two.parquet'], base,
+                                    JAX_NUM_CPU_DEVICES='2'))
+  assert (first.status, second.status) == (0, 0), (first, second)
+  alone = tiny.finish(tiny.start(*argv, '--out', tmp_path / 'one', '--dump', tmp_path / 'one.parquet', base=base))
+  assert alone.status == 0, alone.err
+  for split in ('val', 'unseen'):
+    got, want = (metrics_of(tmp_path / name / f'{split}.json') for name in ('two', 'one'))
+    assert want['image_text_retrieval/images'] == 5 and len(want) > 50
+    assert got == pytest.approx(want, abs=1e-6)
+  said = lambda finished: [line for line in finished.out.splitlines() if not line.startswith('[Gloo]')]
+  assert said(first) == said(alone) != [] == said(second)
+  (got, _), (want, _) = dump.read(tmp_path / 'two.parquet'), dump.read(tmp_path / 'one.parquet')
+  for name in ('split', 'image_id', 'region', 'caption', 'category', 'rank', 'top_classes'):
+    assert got[name] == want[name], name
+
+
+def test_a_failure_of_one_process_ends_both(base, reference, tmp_path):
+  """The second image, which is the second process's, cannot be read; the first does not wait for it."""
+  source = sources.RecordSource(reference.data, split='val')
+  records = [source[i] for i in range(4)]
+  records[1] = dataclasses.replace(records[1], image=records[1].image[:-30], image_id='broken.png')
+  schema.write_dataset(tmp_path / 'set', meta=schema.read_meta(reference.data), splits={'val': records})
+  argv = ['eval', '--checkpoint', reference.workdir, '--data', tmp_path / 'set', '--out', tmp_path / 'out']
+  first, second = finish(start_both(argv, base))
+  assert first.status == second.status == 2 and not (tmp_path / 'out').exists()
+  assert "host 1 of 2 failed: ImageError: record 'broken.png'" in first.err
+  assert "cloc eval: record 'broken.png'" in second.err
 
 
 # Two hosts with four devices each; the mesh takes them in turns. Row r of host h is 100·h + r.

@@ -31,6 +31,10 @@ class ImageFolder:
   labels: np.ndarray
   other_files: int
 
+  def share(self, index: int, *, of: int) -> 'ImageFolder':
+    """Every `of`-th image from `index` on: one host's, of several that take turns."""
+    return dataclasses.replace(self, paths=self.paths[index::of], labels=self.labels[index::of])
+
 
 def read_classes(root: str | os.PathLike, path: str | os.PathLike | None, *,
                  templates: tuple[str, ...]) -> ClassList:

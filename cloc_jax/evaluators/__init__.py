@@ -4,6 +4,7 @@
 """
 from cloc_jax.evaluators.collect import EncoderFns, Predictions, collect
 from cloc_jax.evaluators.crop import crop_regions
+from cloc_jax.evaluators.gather import gather, merge
 from cloc_jax.evaluators.grounding import Grounding
 from cloc_jax.evaluators.pointing import PointingGame
 from cloc_jax.evaluators.pooled import pooled_regions
@@ -17,4 +18,4 @@ from cloc_jax.evaluators.zeroshot import ZeroShot
 
 __all__ = ['EncoderFns', 'Evaluation', 'Grounding', 'ImageTextRetrieval', 'NothingToMeasure', 'PointingGame',
            'Predictions', 'ProposalGrounding', 'RegionRecognition', 'RegionRetrieval', 'ZeroShot', 'collect', 'crop_regions',
-           'evaluate_all', 'pooled_regions']
+           'evaluate_all', 'gather', 'merge', 'pooled_regions']

@@ -59,6 +59,8 @@ class Predictions:
   points: (k, 2) float32 xy, normalised to the canvas: the centre of the patch on the image that is most like each
     region's caption; None without patch embeddings.
   masked_images: how many images of the batches were masked out (unreadable, or padding with a record of its own).
+  image_position: (n,) int64, the place of each image among all images of the batches, masked ones included; None where
+    nobody asks.
   """
   image_ids: tuple[str, ...]
   z_image: np.ndarray
@@ -76,11 +78,12 @@ class Predictions:
   pred_scores: np.ndarray | None = None
   points: np.ndarray | None = None
   masked_images: int = 0
+  image_position: np.ndarray | None = None
 
   def __post_init__(self):
     """Raises ValueError, naming the field, if the lengths do not agree."""
     groups = (
-        (len(self.image_ids), ('z_image', 'geometry')),
+        (len(self.image_ids), ('z_image', 'geometry', 'image_position')),
         (len(self.captions), ('caption_image', 'z_caption')),
         (len(self.boxes), ('region_image', 'region_captions', 'categories', 'z_region', 'z_region_text',
                            'pred_boxes', 'pred_scores', 'points')))
@@ -100,14 +103,15 @@ class Predictions:
     return out
 
 
-def collect(fns: EncoderFns, batches: Iterable, *, progress: Callable[[int], None] | None = None) -> Predictions:
+def collect(fns: EncoderFns, batches: Iterable, *, progress: Callable[[int], None] | None = None,
+            allow_empty: bool = False) -> Predictions:
   """Encodes a data set: one pass over `batches`, each image encoded once, each distinct text encoded once.
 
   Texts are gathered and encoded together at the end; with `fns.ground` or `fns.embed_patches`, which are compared with
   them beside the image, each batch's region captions that were not met before are encoded with the batch.
 
-  How often the functions are called depends on the regions and texts. So on several hosts that share one model, give
-  each host all batches: they then make the same calls in the same order, and each holds the whole pool.
+  How often the functions are called depends on the regions and texts. So with several hosts, each with a share of the
+  images, the functions must not wait for other hosts; `gather` then puts the shares together.
 
   Args:
     fns: the model.
@@ -115,17 +119,20 @@ def collect(fns: EncoderFns, batches: Iterable, *, progress: Callable[[int], Non
       bool and `examples`, a list in the order of the images. It may be shorter than B, or hold None, where an image is
       padding. Masked images are left out, and counted if they have an example.
     progress: called after each batch with the number of images encoded so far.
+    allow_empty: no image at all is no error, but gives empty predictions, with embeddings of width 0.
 
   Raises:
     ValueError: if there is no image; if an example contradicts itself; or if a function returns the wrong shape,
       NaN, or embeddings that are not of unit length. Names the images of the batch.
   """
-  examples, z_image, z_region, pred_boxes, pred_scores, points = [], [], [], [], [], []
+  examples, z_image, z_region, pred_boxes, pred_scores, points, positions = [], [], [], [], [], [], []
   region_texts = _Texts(fns.encode_text, region=True)
-  masked = 0
+  seen = 0
   for batch in batches:
     kept, rows = _valid_examples(batch)
-    masked += sum(e is not None for e in batch.examples) - len(kept)
+    present = [e is not None for e in batch.examples]
+    positions.append(seen + np.cumsum([0, *present], dtype=np.int64)[rows])
+    seen += sum(present)
     if not kept:
       continue
     where = f'images {kept[0].image_id!r} to {kept[-1].image_id!r}'
@@ -147,29 +154,31 @@ def collect(fns: EncoderFns, batches: Iterable, *, progress: Callable[[int], Non
     examples += kept
     if progress is not None:
       progress(len(examples))
-  if not examples:
-    raise ValueError(f'nothing to evaluate: the batches hold no valid image ({masked} masked)')
-  width = z_image[0].shape[-1]
+  if not examples and not allow_empty:
+    raise ValueError(f'nothing to evaluate: the batches hold no valid image ({seen} masked)')
+  width = z_image[0].shape[-1] if examples else 0
+  rows = lambda parts, *tail: np.concatenate([np.zeros((0, *tail), np.float32), *parts])
   captions = [c for e in examples for c in e.captions]
   region_captions = [c for e in examples for c in e.region_captions]
   numbers = np.arange(len(examples))
   return Predictions(
       image_ids=tuple(e.image_id for e in examples),
-      z_image=np.concatenate(z_image),
+      z_image=rows(z_image, width),
       geometry=tuple(e.geometry for e in examples),
       captions=tuple(captions),
       caption_image=np.repeat(numbers, [len(e.captions) for e in examples]),
       z_caption=_Texts(fns.encode_text, region=False).lookup(captions, width=width),
-      boxes=np.concatenate([_boxes(e) for e in examples]),
+      boxes=rows(map(_boxes, examples), 4),
       region_image=np.repeat(numbers, [len(e.boxes) for e in examples]),
       region_captions=tuple(region_captions),
       categories=tuple(c for e in examples for c in e.categories),
-      z_region=None if fns.embed_regions is None else np.concatenate(z_region),
+      z_region=None if fns.embed_regions is None else rows(z_region, width),
       z_region_text=region_texts.lookup(region_captions, width=width),
-      pred_boxes=None if fns.ground is None else np.concatenate(pred_boxes),
-      pred_scores=None if fns.ground is None else np.concatenate(pred_scores),
-      points=None if fns.embed_patches is None else np.concatenate(points),
-      masked_images=masked)
+      pred_boxes=None if fns.ground is None else rows(pred_boxes, 4),
+      pred_scores=None if fns.ground is None else rows(pred_scores),
+      points=None if fns.embed_patches is None else rows(points, 2),
+      masked_images=seen - len(examples),
+      image_position=np.concatenate([np.zeros(0, np.int64), *positions]))
 
 
 class _Texts:
