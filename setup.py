@@ -34,7 +34,7 @@ setup(
         'ijson>=3.4',                   # annotation files of gigabytes, read as a stream
     ],
     extras_require={
-        'dev': ['pytest>=8', 'hypothesis>=6', 'scikit-learn>=1.5', 'pyarrow>=17'],
+        'dev': ['pytest>=8', 'hypothesis>=6', 'scikit-learn>=1.5', 'pycocotools>=2.0.8', 'pyarrow>=17'],
         'tpu': ['jax[tpu]>=0.10'],
         'cuda': ['jax[cuda13]>=0.10'],
         'hf': ['torch>=2.4', 'transformers>=4.56'],
