@@ -157,28 +157,34 @@ def collect(fns: EncoderFns, batches: Iterable, *, progress: Callable[[int], Non
   if not examples and not allow_empty:
     raise ValueError(f'nothing to evaluate: the batches hold no valid image ({seen} masked)')
   width = z_image[0].shape[-1] if examples else 0
-  rows = lambda parts, *tail: np.concatenate([np.zeros((0, *tail), np.float32), *parts])
   captions = [c for e in examples for c in e.captions]
   region_captions = [c for e in examples for c in e.region_captions]
   numbers = np.arange(len(examples))
   return Predictions(
       image_ids=tuple(e.image_id for e in examples),
-      z_image=rows(z_image, width),
+      z_image=_joined(z_image, width),
       geometry=tuple(e.geometry for e in examples),
       captions=tuple(captions),
       caption_image=np.repeat(numbers, [len(e.captions) for e in examples]),
       z_caption=_Texts(fns.encode_text, region=False).lookup(captions, width=width),
-      boxes=rows(map(_boxes, examples), 4),
+      boxes=_joined([_boxes(e) for e in examples], 4),
       region_image=np.repeat(numbers, [len(e.boxes) for e in examples]),
       region_captions=tuple(region_captions),
       categories=tuple(c for e in examples for c in e.categories),
-      z_region=None if fns.embed_regions is None else rows(z_region, width),
+      z_region=None if fns.embed_regions is None else _joined(z_region, width),
       z_region_text=region_texts.lookup(region_captions, width=width),
-      pred_boxes=None if fns.ground is None else rows(pred_boxes, 4),
-      pred_scores=None if fns.ground is None else rows(pred_scores),
-      points=None if fns.embed_patches is None else rows(points, 2),
+      pred_boxes=None if fns.ground is None else _joined(pred_boxes, 4),
+      pred_scores=None if fns.ground is None else _joined(pred_scores),
+      points=None if fns.embed_patches is None else _joined(points, 2),
       masked_images=seen - len(examples),
       image_position=np.concatenate([np.zeros(0, np.int64), *positions]))
+
+
+def _joined(parts: list, *tail: int) -> np.ndarray:
+  """One float32 array of many (n, *tail), which are let go: of a million regions they take gigabytes."""
+  out = np.concatenate([np.zeros((0, *tail), np.float32), *parts])
+  parts.clear()
+  return out
 
 
 class _Texts:
