@@ -37,7 +37,8 @@ class EvalBatch:
 
 
 def eval_batches(path: str | os.PathLike, *, split: str, batch_size: int, image_size: int, pad: str = 'center',
-                 limit: int | None = None, process_index: int = 0, process_count: int = 1) -> Iterator[EvalBatch]:
+                 limit: int | None = None, process_index: int = 0, process_count: int = 1,
+                 num_threads: int | None = None) -> Iterator[EvalBatch]:
   """One pass over a split in its order, with nothing drawn at random. Several hosts take turns, example by example.
 
   The last batch is padded, and hosts that have fewer examples get wholly padded batches, so that all see equally many.
@@ -47,6 +48,8 @@ def eval_batches(path: str | os.PathLike, *, split: str, batch_size: int, image_
     batch_size: of this host.
     limit: take the first so many examples alone.
     process_index, process_count: this host, of how many.
+    num_threads: that read and decode, two batches ahead; by default one for each core, 16 at most. The batches do not
+      depend on it.
 
   Raises:
     transforms.ImageError: on an image that cannot be decoded: a score over some of the images would not be a score.
@@ -57,10 +60,12 @@ def eval_batches(path: str | os.PathLike, *, split: str, batch_size: int, image_
   count = -(-(-(-total // process_count)) // batch_size)  # batches on the host that has most examples
   if not len(examples):
     return iter([_collate_eval((), batch_size=batch_size, image_size=image_size)] * count)
-  batches = examples.map(_PrepareEval(image_size=image_size, pad=pad)).batch(
-      batch_size, batch_fn=_CollateEval(batch_size=batch_size, image_size=image_size))
-  return _padded(batches.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=2)), count=count,
-                 empty=_collate_eval((), batch_size=batch_size, image_size=image_size))
+  # Threads share images and not batches: a small split keeps them busy too. Decoding lets go of the interpreter.
+  threads = min(16, os.cpu_count() or 1) if num_threads is None else num_threads
+  options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * batch_size)
+  prepared = examples.map(_PrepareEval(image_size=image_size, pad=pad)).to_iter_dataset(options)
+  batches = prepared.batch(batch_size, batch_fn=_CollateEval(batch_size=batch_size, image_size=image_size))
+  return _padded(batches, count=count, empty=_collate_eval((), batch_size=batch_size, image_size=image_size))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -306,6 +306,18 @@ def test_eval_batches_are_as_many_on_every_host(painted):
   assert [[int(b.image_mask.sum()) for b in batches] for batches in more] == [[1], [0]]
 
 
+@pytest.mark.parametrize('threads', [0, 1, 7])
+def test_eval_batches_do_not_depend_on_threads(painted, threads):
+  def batches(**more):
+    return list(eval_pipeline.eval_batches(painted, split='train', batch_size=5, image_size=32, **more))
+  got, want = batches(num_threads=threads), batches()
+  assert len(got) == len(want) == 8
+  for a, b in zip(got, want):
+    np.testing.assert_array_equal(a.images, b.images)
+    np.testing.assert_array_equal(a.image_mask, b.image_mask)
+    assert [e.image_id for e in a.examples] == [e.image_id for e in b.examples]
+
+
 def test_eval_does_not_skip_images(write):
   record = painted_example(0)
   path = write([dataclasses.replace(record, image=record.image[:-30])])
