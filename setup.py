@@ -37,6 +37,7 @@ setup(
         'dev': ['pytest>=8', 'hypothesis>=6', 'scikit-learn>=1.5', 'pycocotools>=2.0.8', 'pyarrow>=17'],
         'tpu': ['jax[tpu]>=0.10'],
         'cuda': ['jax[cuda13]>=0.10'],
+        'cloud': ['fsspec>=2024.6', 'gcsfs>=2024.6', 's3fs>=2024.6', 'aiohttp>=3.9'],  # gs://, s3://, https://
         'hf': ['torch>=2.4', 'transformers>=4.56'],
         'parquet': ['pyarrow>=17'],
         'wandb': ['wandb>=0.19'],

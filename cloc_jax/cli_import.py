@@ -37,7 +37,8 @@ def add_verbs(verbs) -> None:
 
 
 def _add_common(parser, *, name):
-  parser.add_argument('--out', required=True, metavar='DIR', help='the data set to make')
+  parser.add_argument('--out', required=True, metavar='DIR', help='the data set to make; gs://… too, with --work')
+  parser.add_argument('--work', metavar='DIR', help='where shards wait until they are copied to gs://… or s3://…')
   parser.add_argument('--name', default=name, help="the data set's own name (default %(default)s)")
   parser.add_argument('--workers', type=int, default=os.cpu_count() or 1,
                       help='processes; what is written does not depend on it (default %(default)s)')
@@ -54,12 +55,17 @@ def _add_trust_boxes(parser):
 
 
 def _run(args, importer) -> int:
-  from cloc_jax.data.importers import counts, engine
+  from cloc_jax.data import storage
+  from cloc_jax.data.importers import counts, engine, upload
+  settings = dict(out=args.out, workers=args.workers, overwrite=args.overwrite, allow_missing=args.allow_missing,
+                  max_error_share=args.max_error_share, progress=True)
   try:
-    found = engine.run(importer, out=args.out, workers=args.workers, overwrite=args.overwrite,
-                       allow_missing=args.allow_missing, max_error_share=args.max_error_share, progress=True)
+    if storage.is_url(args.out):
+      found = upload.run(importer, work=args.work, **settings)
+    else:
+      found = engine.run(importer, **settings)
   except KeyboardInterrupt:
-    print(f'interrupted; the same command goes on with {args.out}.incomplete', file=sys.stderr)
+    print('interrupted; the same command goes on with what is done', file=sys.stderr)
     return 130
   print(counts.table(found))
   print(args.out)
@@ -248,12 +254,5 @@ def _tars(parser):
 
 def _files(text: str) -> tuple[str, ...]:
   """'a.tar,b-*.tar' → all the files, those of a pattern in order of their names."""
-  import glob
-  found = []
-  for pattern in text.split(','):
-    pattern = os.path.expanduser(pattern)
-    matches = sorted(glob.glob(pattern)) if glob.has_magic(pattern) and not os.path.exists(pattern) else [pattern]
-    if not matches:
-      raise FileNotFoundError(f'no file fits {pattern}')
-    found += matches
-  return tuple(found)
+  from cloc_jax.data import storage
+  return tuple(name for pattern in text.split(',') for name in storage.expand(pattern))

@@ -20,13 +20,17 @@ import tensorflow_datasets as tfds
 from tensorflow_datasets.proto import tf_example_pb2
 
 from cloc_jax import boxes as box_lib
+from cloc_jax.data import storage
 
 FORMAT = 1  # of the folder as a whole; raised when an older reader would misread it.
 VERSION = '1.0.0'  # the data set's own version, as TFDS asks for one.
 _META_KEY = 'cloc_jax'
 _META_FILE = 'metadata.json'  # TFDS's own file for a builder's metadata: a copy of the folder carries it.
-_INFO_FILE = 'dataset_info.json'
+INFO_FILE = 'dataset_info.json'  # a folder with it is a data set
 _PROGRESS_EVERY = 256
+_WAYS = {'gs': 'Mount its bucket (gcsfuse --implicit-dirs BUCKET FOLDER) or copy it (gcloud storage cp -r URL FOLDER).',
+         's3': 'Mount its bucket (mount-s3 BUCKET FOLDER) or copy it (aws s3 cp --recursive URL FOLDER).'}
+_OTHER_WAY = 'Copy it there first.'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -285,7 +289,7 @@ def read_meta(path: str | os.PathLike) -> DatasetMeta:
     ValueError: if the folder was written by a newer, incompatible version.
   """
   root = check_dataset_dir(path)
-  info = json.loads((root / _INFO_FILE).read_text())
+  info = json.loads((root / INFO_FILE).read_text())
   meta_path = root / _META_FILE
   stored = json.loads(meta_path.read_text()).get(_META_KEY, {}) if meta_path.exists() else {}
   if stored.get('format', FORMAT) > FORMAT:
@@ -298,13 +302,15 @@ def read_meta(path: str | os.PathLike) -> DatasetMeta:
 
 def check_dataset_dir(path: str | os.PathLike) -> pathlib.Path:
   """Returns `path` if a data set lies there, else raises FileNotFoundError that names the nearest that does."""
+  if storage.is_url(path):
+    raise ValueError(f'{path}: data sets are read from a disk. {_WAYS.get(storage.path(path).scheme, _OTHER_WAY)}')
   root = pathlib.Path(path).expanduser()
-  if (root / _INFO_FILE).exists():
+  if (root / INFO_FILE).exists():
     return root
   if root.is_dir():
-    inside = sorted(str(p.parent) for p in root.glob(f'*/{_INFO_FILE}'))
+    inside = sorted(str(p.parent) for p in root.glob(f'*/{INFO_FILE}'))
     hint = f'it holds these data sets: {", ".join(inside)}' if inside else 'was its writing interrupted?'
-    raise FileNotFoundError(f'{root} is a folder, but not a data set (no {_INFO_FILE} in it); {hint}')
+    raise FileNotFoundError(f'{root} is a folder, but not a data set (no {INFO_FILE} in it); {hint}')
   if not root.parent.is_dir():
     raise FileNotFoundError(f'no data set at {root}: not even the folder {root.parent} exists')
   siblings = [p.name for p in root.parent.iterdir() if p.is_dir() and not p.name.startswith('.')]
@@ -329,7 +335,7 @@ def check_target(out: pathlib.Path, *, overwrite: bool) -> None:
   """Raises FileExistsError if `out` holds anything that a data set must not replace."""
   if not out.exists() or (out.is_dir() and not any(out.iterdir())):
     return
-  if not (out / _INFO_FILE).exists():
+  if not (out / INFO_FILE).exists():
     raise FileExistsError(f'{out} exists and is not a data set; it will not be replaced: choose another folder')
   if not overwrite:
     raise FileExistsError(f'{out} holds a data set already; pass overwrite=True to replace it')

@@ -9,10 +9,10 @@ import dataclasses
 import functools
 import operator
 import os
-import pathlib
 from typing import Any
 
 from cloc_jax.data import schema
+from cloc_jax.data import storage
 from cloc_jax.data.importers import counts as counts_lib
 from cloc_jax.data.importers import engine
 from cloc_jax.data.importers import images
@@ -89,7 +89,7 @@ class Coco(engine.Importer):
       for item in json_stream.value(source.boxes, 'licenses', ()):  # COCO's stand before the long lists
         self._licenses[str(item.get('name', ''))] = str(item.get('url', ''))
       found[source.split] = table.tasks(
-          folder=pathlib.Path(source.images).expanduser(), category_names=self._categories, promised='xywh pixels',
+          folder=storage.path(source.images), category_names=self._categories, promised='xywh pixels',
           where=str(source.boxes), images_per_shard=self.images_per_shard, trust_boxes=self.trust_boxes,
           source=self.label, reasons=self.reasons, search=self.search)
       self._counts[source.split] = table.counts
@@ -102,7 +102,7 @@ class Coco(engine.Importer):
     return images.read_piece(task.payload, report)
 
   def meta(self) -> schema.DatasetMeta:
-    extra = {'provenance': f'{self.label} annotations', 'files': [pathlib.Path(s.boxes).name for s in self.sources],
+    extra = {'provenance': f'{self.label} annotations', 'files': [storage.path(s.boxes).name for s in self.sources],
              'licenses': self._licenses}
     return schema.DatasetMeta(
         name=self.name, description=self.description, extra=extra | self._extra,

@@ -2,7 +2,8 @@
 from collections.abc import Mapping
 import dataclasses
 import os
-import pathlib
+
+from cloc_jax.data import storage
 
 EXAMPLES = 10  # how many are named for each reason; all are counted
 _WHAT = ('images', 'boxes', 'captions')  # shown first, in this order
@@ -14,7 +15,7 @@ class LostImage:
   """An image that is missing or unreadable.
 
   name: for people. reason: 'missing', 'unreadable', ….
-  path: its file, '' for a part of an archive; state: what was there (see file_state), so that a repair is noticed.
+  path: its file, '' for a part of an archive; state: what was there (see storage.state), so that a repair is noticed.
   """
   name: str
   reason: str
@@ -62,7 +63,7 @@ class Counts:
     """
     path = os.fspath(path)
     shown = f'{name} ({detail})' if detail else name
-    self.lost.append(LostImage(shown, reason, path, file_state(path) if path else ''))
+    self.lost.append(LostImage(shown, reason, path, storage.state(path) if path else ''))
     self.dropped('images', reason, shown)
 
   def merge(self, other: 'Counts') -> None:
@@ -123,15 +124,6 @@ class Counts:
     if example and len(examples) < EXAMPLES:
       examples = [*examples, example]
     self._rows[what, outcome, reason] = (have + count, examples)
-
-
-def file_state(path: str | os.PathLike) -> str:
-  """A file's size and time of change as text, 'missing' without one: equal texts mean an unchanged file."""
-  try:
-    found = pathlib.Path(path).stat()
-  except OSError:
-    return 'missing'
-  return f'{found.st_size} bytes, changed {found.st_mtime_ns}'
 
 
 def table(counts: Mapping[str, Counts]) -> str:

@@ -19,6 +19,7 @@ import threading
 from typing import Any
 
 from cloc_jax.data import schema
+from cloc_jax.data import storage
 from cloc_jax.data.importers import counts as counts_lib
 from cloc_jax.data.importers import progress as progress_lib
 
@@ -97,16 +98,18 @@ def run(importer: Importer, *, out: str | os.PathLike, workers: int = 0, overwri
       what it should be. What was read stays, and the same command goes on.
     FileExistsError: `out`, or an unfinished import of something else, is in the way; or another process writes it.
   """
+  if storage.is_url(out):
+    raise ValueError(f'{out}: shards are written to a disk; upload.run copies them to a store')
   out = pathlib.Path(out).expanduser().absolute()
   schema.check_target(out, overwrite=overwrite)
   payload = pickle.dumps(importer)
   for path in importer.files():
-    if not pathlib.Path(path).expanduser().exists():
+    if not storage.path(path).exists():
       raise FileNotFoundError(f'no such file: {path}')
   folder = out.parent / f'{out.name}.incomplete'
   folder.mkdir(parents=True, exist_ok=True)
   with _alone(folder):
-    _check_fingerprint(folder, _fingerprint(importer), overwrite=overwrite)
+    _check_fingerprint(folder, fingerprint(importer), overwrite=overwrite)
     with progress_lib.shown(progress):
       splits = importer.splits()
     schema.check_names(meta=importer.meta(), splits=splits)
@@ -205,7 +208,7 @@ def _finished(folder, split, index, task):
     whole = shard.stat().st_size == sidecar['file_bytes'] and task.label == sidecar['label']
   except (OSError, ValueError, KeyError):
     return None
-  same = all(counts_lib.file_state(image['path']) == image['state'] for image in sidecar['lost'] if image['path'])
+  same = all(storage.state(image['path']) == image['state'] for image in sidecar['lost'] if image['path'])
   return sidecar if whole and same else None
 
 
@@ -286,14 +289,14 @@ def _began(folder):
   return any(child.suffix == '.array_record' for child in folder.iterdir())
 
 
-def _fingerprint(importer):
+def fingerprint(importer: Importer) -> dict[str, str]:
   """What must be the same for shards of two runs to be mixed: flat, so that a difference can be named."""
   kind = type(importer)
   found = {'importer': f'{kind.__module__}.{kind.__qualname__}', 'layout': str(LAYOUT)}
   found |= {f'argument {name}': json.dumps(value, default=os.fspath) for name, value in importer.arguments().items()}
   for path in importer.files():
-    path = pathlib.Path(path).expanduser().absolute()
-    found[f'file {path}'] = counts_lib.file_state(path)
+    path = storage.path(path).absolute()
+    found[f'file {path}'] = storage.state(path)
   return found
 
 

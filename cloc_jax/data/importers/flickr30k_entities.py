@@ -8,11 +8,11 @@ Sources: Plummer et al., *Flickr30k Entities*, 2015; github.com/BryanPlummer/fli
 from collections.abc import Iterator
 import dataclasses
 import os
-import pathlib
 import re
 import xml.etree.ElementTree
 
 from cloc_jax.data import schema
+from cloc_jax.data import storage
 from cloc_jax.data.importers import counts as counts_lib
 from cloc_jax.data.importers import engine
 from cloc_jax.data.importers import json_stream
@@ -43,13 +43,13 @@ class Flickr30kEntities(engine.Importer):
 
   def __post_init__(self):
     records.check_folder(self.images)
-    root = pathlib.Path(self.entities).expanduser()
+    root = storage.path(self.entities)
     for name in ('Sentences', 'Annotations'):
       records.check_folder(root / name, what=name)
 
   def files(self) -> list[str | os.PathLike]:
     # The folders stand for tens of thousands of files: theirs change when files come and go.
-    root = pathlib.Path(self.entities).expanduser()
+    root = storage.path(self.entities)
     found = [root / 'Sentences', root / 'Annotations', *(json_stream.check_file(self._list(s)) for s in self.wanted)]
     return found + ([self._list('')] if self._list('').is_file() else [])
 
@@ -72,11 +72,11 @@ class Flickr30kEntities(engine.Importer):
         extra={'provenance': 'Flickr30k Entities annotations on Flickr30k images (non-commercial research)'})
 
   def _list(self, split):
-    folder = pathlib.Path(self.entities if self.lists is None else self.lists).expanduser()
+    folder = storage.path(self.entities if self.lists is None else self.lists)
     return folder / (f'{split}.txt' if split else 'UNRELATED_CAPTIONS')
 
   def _record(self, image_id, unrelated, report):
-    root = pathlib.Path(self.entities).expanduser()
+    root = storage.path(self.entities)
     size, boxes, without = _read_boxes(root / 'Annotations' / f'{image_id}.xml')
     captions, phrases, named, seen = [], [], set(), set()
     for number, sentence in enumerate(_lines(root / 'Sentences' / f'{image_id}.txt', report), 1):
@@ -103,7 +103,7 @@ class Flickr30kEntities(engine.Importer):
     for chain in sorted(boxes.keys() - named):
       report.dropped('boxes', 'no phrase', f'image {image_id}, chain {chain}', len(boxes[chain]))
     return records.Record(
-        image_id, pathlib.Path(self.images).expanduser() / f'{image_id}.jpg', captions=tuple(captions),
+        image_id, storage.path(self.images) / f'{image_id}.jpg', captions=tuple(captions),
         phrases=tuple(phrases), size=size, convention='xyxy pixels')
 
 

@@ -17,6 +17,7 @@ import PIL.Image
 from cloc_jax import box_conventions
 from cloc_jax import boxes as box_lib
 from cloc_jax.data import schema
+from cloc_jax.data import storage
 from cloc_jax.data.importers import counts as counts_lib
 from cloc_jax.data.importers import engine
 
@@ -234,9 +235,9 @@ def read_piece(piece: Piece, report: counts_lib.Counts) -> Iterator[schema.Examp
                          regions=tuple(regions))
 
 
-def find_file(folder: str | os.PathLike, name: str, *, search: bool = False) -> pathlib.Path:
+def find_file(folder: str | os.PathLike, name: str, *, search: bool = False) -> storage.Path:
   """folder/name; with `search`, where that is not, the longest end part of the name that is a file in the folder."""
-  folder = pathlib.Path(folder)
+  folder = storage.path(folder)
   whole = folder / name
   if search:
     parts = pathlib.PurePosixPath(name).parts
@@ -247,11 +248,12 @@ def find_file(folder: str | os.PathLike, name: str, *, search: bool = False) -> 
   return whole
 
 
-def load_image(path: pathlib.Path, report: counts_lib.Counts, *,
+def load_image(path: storage.Path, report: counts_lib.Counts, *,
                annotated: tuple[int, int] | None) -> tuple[bytes, tuple[int, int]] | None:
   """An image file's bytes and upright (height, width), read from its header alone.
 
-  None, and the report takes its name, if it is missing, no image, or not of the annotated (height, width).
+  None, and the report takes its name, if it is missing, no image, or not of the annotated (height, width). An OSError
+  of a store other than FileNotFoundError is raised.
   """
   try:
     data = path.read_bytes()
@@ -259,6 +261,8 @@ def load_image(path: pathlib.Path, report: counts_lib.Counts, *,
     report.lost_image(str(path), 'missing', path=path)
     return None
   except OSError as error:
+    if isinstance(path, storage.Remote):
+      raise  # a store that fails says nothing of its images: the import stops, and goes on from here
     report.lost_image(str(path), 'unreadable', path=path, detail=str(error))
     return None
   size = check_image(data, report, name=str(path), path=path, annotated=annotated)

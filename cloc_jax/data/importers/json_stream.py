@@ -4,13 +4,14 @@ ijson's C backend reads about as fast as json.loads; a file whose lists are want
 each, which is what bounds the memory.
 """
 from collections.abc import Iterator
+import contextlib
 import difflib
 import os
-import pathlib
 from typing import Any
 
 import ijson
 
+from cloc_jax.data import storage
 from cloc_jax.data.importers import progress
 
 _CHUNK = 1 << 18
@@ -27,8 +28,7 @@ def items(path: str | os.PathLike, key: str | None, *, optional: bool = False) -
   """
   path = check_file(path)
   count = 0
-  with open(path, 'rb') as file:
-    _check_top(path, file, b'[' if key is None else b'{')
+  with _open(path, b'[' if key is None else b'{') as file:
     try:
       with progress.reading(file, path=path, what=key or 'its list') as shown:
         for item in ijson.items(shown, 'item' if key is None else f'{key}.item', use_float=True, buf_size=_CHUNK):
@@ -46,8 +46,7 @@ def value(path: str | os.PathLike, key: str, default: Any = None) -> Any:
   Raises: see `items`.
   """
   path = check_file(path)
-  with open(path, 'rb') as file:
-    _check_top(path, file, b'{')
+  with _open(path, b'{') as file:
     try:
       return next(iter(ijson.items(file, key, use_float=True, buf_size=_CHUNK)), default)
     except (ijson.JSONError, UnicodeDecodeError) as error:
@@ -63,19 +62,43 @@ def get(item: Any, key: str, *, where: str) -> Any:
     raise ValueError(f'{where}: no key {key!r}; found {have}') from None
 
 
-def check_file(path: str | os.PathLike) -> pathlib.Path:
+def check_file(path: str | os.PathLike) -> storage.Path:
   """The path if there is such a file, else FileNotFoundError that names the nearest of its kind."""
-  path = pathlib.Path(path).expanduser()
+  path = storage.path(path)
   if not path.is_file():
     near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob(f'*{path.suffix}')], n=1, cutoff=0.4)
     raise FileNotFoundError(f'no such file: {path}' + (f'; did you mean {path.parent / near[0]}?' if near else ''))
   return path
 
 
-def _check_top(path, file, wanted):
-  """Raises ValueError unless the file begins as an object (b'{') or a list (b'[') does; skips a byte order mark."""
-  head = file.read(1024)
-  file.seek(0)
+class _Stream:
+  """A file whose first bytes were read already and come again: not every store can go back."""
+
+  def __init__(self, file, head):
+    self._file, self._head = file, head
+    self._read = 0
+
+  def read(self, size=-1):
+    if size == 0:  # so ijson asks whether these are bytes or text
+      return b''
+    data, self._head = self._head or self._file.read(size), b''
+    self._read += len(data)
+    return data
+
+  def tell(self):
+    return self._read
+
+
+@contextlib.contextmanager
+def _open(path, wanted):
+  """Gives a stream; ValueError unless it begins as an object (b'{') or a list (b'['); skips a byte order mark."""
+  with storage.open_binary(path) as file:
+    head = file.read(1024)
+    _check_top(path, head, wanted)
+    yield _Stream(file, head.removeprefix(b'\xef\xbb\xbf'))
+
+
+def _check_top(path, head, wanted):
   begin = head.removeprefix(b'\xef\xbb\xbf').lstrip()[:1]
   names = {b'{': 'an object', b'[': 'a list'}
   if begin not in names:
@@ -83,15 +106,12 @@ def _check_top(path, file, wanted):
     raise ValueError(f'{path} is not a JSON file: it {what}')
   if begin != wanted:
     raise ValueError(f'{path}: expected {names[wanted]} at the top, got {names[begin]}')
-  if head.startswith(b'\xef\xbb\xbf'):
-    file.seek(3)
 
 
 def _check_empty(path, key, *, optional):
   """Tells an empty list from a missing key and from another type."""
   found = []
-  with open(path, 'rb') as file:
-    _check_top(path, file, b'{')
+  with _open(path, b'{') as file:
     for prefix, event, content in ijson.parse(file, buf_size=_CHUNK):
       if prefix == '' and event == 'map_key':
         found.append(content)
@@ -104,7 +124,7 @@ def _check_empty(path, key, *, optional):
 
 
 def _broken(path, file, error, *, where):
-  size, read = path.stat().st_size, file.tell()
+  size, read = storage.size(path), file.tell()
   text = error.args[0] if error.args and isinstance(error.args[0], bytes) else str(error).encode()
   reason, *context = (line.strip(' .') for line in text.decode(errors='replace').split('\n'))
   if 'incomplete' in reason or 'premature' in reason:

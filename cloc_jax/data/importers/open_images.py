@@ -11,12 +11,12 @@ import csv
 import dataclasses
 import json
 import os
-import pathlib
 
 import numpy as np
 
 from cloc_jax import box_conventions
 from cloc_jax.data import schema
+from cloc_jax.data import storage
 from cloc_jax.data.importers import counts as counts_lib
 from cloc_jax.data.importers import engine
 from cloc_jax.data.importers import images
@@ -88,7 +88,7 @@ class OpenImages(engine.Importer):
         name=self.name, description='Open Images V7: photos with boxes, and narratives as captions.',
         categories=tuple(self._names().values()),
         extra={'provenance': 'Open Images annotations (CC BY 4.0); images are listed as CC BY 2.0',
-               'files': [pathlib.Path(source.boxes).name for source in self.sources],
+               'files': [storage.path(source.boxes).name for source in self.sources],
                'labels': list(self._names())})
 
   def read(self, task: engine.Task, report: counts_lib.Counts) -> Iterator[schema.Example]:
@@ -108,7 +108,7 @@ class OpenImages(engine.Importer):
       skip.append(int(row['IsGroupOf'] == '1'))
     captions = [(i, text) for key, i in at.items() for text in lines.captions.get(key, ())]
     yield from images.read_piece(images.Piece(
-        folder=os.fspath(pathlib.Path(source.images).expanduser()), ids=images.Texts(list(at)),
+        folder=os.fspath(storage.path(source.images)), ids=images.Texts(list(at)),
         names=images.Texts([f'train_{key[0]}/{key}.jpg' for key in at]), sizes=np.zeros((len(at), 2), np.int32),
         box_image=np.array(box_image, np.int64), box_place=np.array(place), boxes=np.array(boxes, np.float32),
         category=np.array(categories), skip=np.array(skip), caption_image=np.array([i for i, _ in captions], np.int64),
@@ -118,7 +118,7 @@ class OpenImages(engine.Importer):
   def _names(self):
     """Label → name, in the order of the class file, whose first line may be a header."""
     found = {}
-    with open(json_stream.check_file(self.classes), encoding='utf-8', newline='') as file:
+    with json_stream.check_file(self.classes).open('r', encoding='utf-8', newline='') as file:
       for number, row in enumerate(csv.reader(file), 1):
         if len(row) != 2:
           raise ValueError(f'{self.classes}: line {number}: expected label,name, got {row}')
@@ -130,7 +130,7 @@ class OpenImages(engine.Importer):
     """One pass over the box file: where each task's lines lie, whether images are together, what boxes look like."""
     captions = self._captions(source)
     found, seen, sample = [], set(), []
-    with open(json_stream.check_file(source.boxes), 'rb') as file:
+    with storage.open_binary(json_stream.check_file(source.boxes)) as file:
       header = _header(source.boxes, file.readline())
       begin = end = file.tell()
       first_line, current, ids = 2, b'', []
@@ -168,7 +168,7 @@ class OpenImages(engine.Importer):
   def _captions(self, source):
     found: dict[str, list[str]] = {}
     for path in source.narratives:
-      with open(json_stream.check_file(path), encoding='utf-8') as file:
+      with json_stream.check_file(path).open('r', encoding='utf-8') as file:
         for number, line in enumerate(file, 1):
           where = f'{path}: line {number}'
           try:
@@ -198,7 +198,7 @@ def _row(header, line, where):
 
 def _rows(path, lines):
   """Yields (line number, {column: text}) of a task's lines."""
-  with open(pathlib.Path(path).expanduser(), 'rb') as file:
+  with storage.open_binary(path) as file:
     header = _header(path, file.readline())
     file.seek(lines.begin)
     for number, line in enumerate(file.read(lines.end - lines.begin).decode().splitlines(), lines.line):

@@ -3,12 +3,13 @@ from collections.abc import Collection, Iterator, Mapping
 import contextlib
 import contextvars
 import os
-import pathlib
 import sys
 import time
 from typing import Any, BinaryIO
 
 import tqdm
+
+from cloc_jax.data import storage
 
 _SECONDS_BETWEEN_LINES = 30
 _BIG = 100 * 2**20  # bytes; smaller files are read before anyone asks
@@ -28,8 +29,9 @@ def shown(show: bool) -> Iterator[None]:
 @contextlib.contextmanager
 def reading(file: BinaryIO, *, path: str | os.PathLike, what: str) -> Iterator[BinaryIO]:
   """Gives a file whose reading is shown if it is big: `what` is what it is read for."""
-  size, name = os.fstat(file.fileno()).st_size, pathlib.Path(path).name
-  if not _shown.get() or size < _BIG:
+  path = storage.path(path)
+  size, name = storage.size(path) if _shown.get() else 0, path.name
+  if size < _BIG:
     yield file
   elif sys.stderr.isatty():
     with tqdm.tqdm.wrapattr(file, 'read', total=size, desc=f'{name}: {what}', leave=False) as wrapped:

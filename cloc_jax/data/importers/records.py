@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 import dataclasses
 import functools
 import os
-import pathlib
 from typing import Any
 
 import numpy as np
@@ -14,6 +13,7 @@ import numpy as np
 from cloc_jax import box_conventions
 from cloc_jax import boxes as box_lib
 from cloc_jax.data import schema
+from cloc_jax.data import storage
 from cloc_jax.data.importers import counts as counts_lib
 from cloc_jax.data.importers import images
 
@@ -45,7 +45,7 @@ class Record:
   convention: of the boxes, one of box_conventions.CONVENTIONS.
   """
   image_id: str
-  image: bytes | pathlib.Path
+  image: bytes | storage.Path
   captions: tuple[str, ...] = ()
   phrases: tuple[Phrase, ...] = ()
   size: tuple[int, int] | None = None
@@ -115,12 +115,12 @@ def check_splits(sources: Sequence) -> tuple:
 
 def check_folder(folder: str | os.PathLike, *, what: str = 'images', where: str = '') -> None:
   """Raises FileNotFoundError, with `where` before it, unless there is such a folder."""
-  if not pathlib.Path(folder).expanduser().is_dir():
+  if not storage.path(folder).is_dir():
     raise FileNotFoundError(f'{where}no such folder of {what}: {folder}')
 
 
 def _load(record, report):
-  if isinstance(record.image, pathlib.Path):
+  if not isinstance(record.image, bytes):
     return images.load_image(record.image, report, annotated=record.size)
   size = images.check_image(record.image, report, name=record.image_id, annotated=record.size)
   return None if size is None else (record.image, size)

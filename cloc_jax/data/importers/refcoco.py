@@ -7,11 +7,11 @@ Sources: Yu et al., *Modeling Context in Referring Expressions*, 2016; github.co
 from collections.abc import Iterator
 import dataclasses
 import os
-import pathlib
 import pickle
 from typing import Any
 
 from cloc_jax.data import schema
+from cloc_jax.data import storage
 from cloc_jax.data.importers import counts as counts_lib
 from cloc_jax.data.importers import engine
 from cloc_jax.data.importers import json_stream
@@ -58,7 +58,7 @@ class RefCoco(engine.Importer):
       where = f'{self.instances}: images[{i}]'
       key, name, *size = (json_stream.get(item, k, where=where) for k in ('id', 'file_name', 'height', 'width'))
       images[key] = (str(name), tuple(size))
-    folder, found, self._counts = pathlib.Path(self.images).expanduser(), {}, {}
+    folder, found, self._counts = storage.path(self.images), {}, {}
     for split in [s for s in (*_ORDER, *sorted(by_split.keys() - set(_ORDER))) if s in by_split]:
       counts, rows = self._counts.setdefault(split, counts_lib.Counts()), []
       for key, phrases in by_split[split].items():
@@ -84,7 +84,7 @@ class RefCoco(engine.Importer):
         name=self.name, description='Referring expressions for objects in COCO images.',
         categories=tuple(self._categories[key] for key in sorted(self._categories)),
         extra={'provenance': 'RefCOCO annotations on COCO images',
-               'files': [pathlib.Path(path).name for path in self.files()]})
+               'files': [storage.path(path).name for path in self.files()]})
 
   def _gather(self, refs):
     """{split: {image id: phrases}}, images in the order of their first reference."""
@@ -133,7 +133,7 @@ def read_pickle(path: str | os.PathLike) -> Any:
   Raises:
     ValueError: naming the file, if it holds anything else or is cut off.
   """
-  with open(json_stream.check_file(path), 'rb') as file:
+  with storage.open_binary(json_stream.check_file(path)) as file:
     try:
       return _Plain(file, encoding='utf-8', errors='replace').load()
     except Exception as error:  # what a damaged pickle raises is not bounded

@@ -16,11 +16,11 @@ import dataclasses
 import itertools
 import json
 import os
-import pathlib
 from typing import Any
 
 from cloc_jax import box_conventions
 from cloc_jax.data import schema
+from cloc_jax.data import storage
 from cloc_jax.data.importers import counts as counts_lib
 from cloc_jax.data.importers import engine
 from cloc_jax.data.importers import json_stream
@@ -46,8 +46,8 @@ class RowsSource:
 @dataclasses.dataclass(frozen=True)
 class _Piece:
   """Lines (bytes begin to end of a JSONL file) or row groups (begin to end of a Parquet file); `row` is the first."""
-  path: pathlib.Path
-  folder: pathlib.Path
+  path: storage.Path
+  folder: storage.Path
   begin: int
   end: int
   row: int
@@ -75,7 +75,7 @@ class Rows(engine.Importer):
       if source.images is not None:
         records.check_folder(source.images)
       for path in source.files:
-        if pathlib.Path(path).suffix not in ('.jsonl', '.parquet'):
+        if storage.path(path).suffix not in ('.jsonl', '.parquet'):
           raise ValueError(f'{path}: expected a .jsonl or .parquet file')
 
   def files(self) -> list[str | os.PathLike]:
@@ -86,7 +86,7 @@ class Rows(engine.Importer):
     for source in self.sources:
       tasks = found[source.split] = []
       for path in map(json_stream.check_file, source.files):
-        folder = path.parent if source.images is None else pathlib.Path(source.images).expanduser()
+        folder = path.parent if source.images is None else storage.path(source.images)
         cut = _cut_parquet if path.suffix == '.parquet' else _cut_jsonl
         for begin, end, row, count in cut(path, self.images_per_shard):
           tasks.append(engine.Task(f'{path.name}, rows {row} to {row + count - 1}', images=count,
@@ -101,7 +101,7 @@ class Rows(engine.Importer):
 
   def meta(self) -> schema.DatasetMeta:
     return schema.DatasetMeta(name=self.name, description='Images, captions and regions from JSONL or Parquet rows.',
-                              extra={'files': [pathlib.Path(p).name for s in self.sources for p in s.files]})
+                              extra={'files': [storage.path(p).name for s in self.sources for p in s.files]})
 
   def _record(self, row, number, piece, report):
     where = f'{piece.path}: row {number}'
@@ -133,7 +133,7 @@ def _image(value: Any, folder, where):
     return value, name
   if not isinstance(value, str) or not value:
     raise ValueError(f"{where}: 'image' must be a path, bytes, or {{'bytes', 'path'}}, got {value!r:.80}")
-  return folder / value, value
+  return storage.join(folder, value), value
 
 
 def _texts(row, key, where):
@@ -166,7 +166,7 @@ def _phrases(value, where):
 
 def _cut_jsonl(path, size):
   """Yields (first byte, last byte, first line, lines)."""
-  with open(path, 'rb') as file:
+  with storage.open_binary(path) as file:
     begin, row = 0, 1
     while lines := list(itertools.islice(file, size)):
       end = begin + sum(map(len, lines))
@@ -175,7 +175,7 @@ def _cut_jsonl(path, size):
 
 
 def _jsonl_rows(piece):
-  with open(piece.path, 'rb') as file:
+  with storage.open_binary(piece.path) as file:
     file.seek(piece.begin)
     for number in itertools.count(piece.row):
       if file.tell() >= piece.end:
@@ -224,6 +224,6 @@ def _open_parquet(path):
   except ModuleNotFoundError as error:
     raise ModuleNotFoundError("Parquet files need pyarrow: pip install 'cloc_jax[parquet]'") from error
   try:
-    return parquet.ParquetFile(path)
+    return parquet.ParquetFile(storage.open_binary(path) if isinstance(path, storage.Remote) else path)
   except pyarrow.ArrowException as error:
     raise ValueError(f'{path} is no Parquet file, or cut off: {error}') from None

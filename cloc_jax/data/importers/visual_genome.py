@@ -9,10 +9,10 @@ from collections.abc import Iterator
 import dataclasses
 import json
 import os
-import pathlib
 import zlib
 
 from cloc_jax.data import schema
+from cloc_jax.data import storage
 from cloc_jax.data.importers import counts as counts_lib
 from cloc_jax.data.importers import engine
 from cloc_jax.data.importers import images
@@ -88,7 +88,7 @@ class VisualGenome(engine.Importer):
     return {self.split: self._counts}
 
   def read(self, task: engine.Task, report: counts_lib.Counts) -> Iterator[schema.Example]:
-    folder = pathlib.Path(self.images).expanduser()
+    folder = storage.path(self.images)
     found = (records.Record(
         image.image_id, images.find_file(folder, image.name, search=True), size=image.size, convention='xywh pixels',
         phrases=tuple(self._phrases(image))) for image in task.payload)
@@ -98,7 +98,7 @@ class VisualGenome(engine.Importer):
     return schema.DatasetMeta(
         name=self.name, description='Visual Genome: photos with described regions and named objects.',
         extra={'provenance': 'Visual Genome annotations (CC BY 4.0)',
-               'files': [pathlib.Path(path).name for path in self.files()]})
+               'files': [storage.path(path).name for path in self.files()]})
 
   def _phrases(self, image):
     for name, item, data in image.packed:

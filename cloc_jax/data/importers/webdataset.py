@@ -9,12 +9,12 @@ import dataclasses
 import json
 import lzma
 import os
-import pathlib
 import tarfile
 from typing import Any
 import zlib
 
 from cloc_jax.data import schema
+from cloc_jax.data import storage
 from cloc_jax.data.importers import counts as counts_lib
 from cloc_jax.data.importers import engine
 from cloc_jax.data.importers import json_stream
@@ -73,7 +73,7 @@ class WebDataset(engine.Importer):
       if len({path.name for path in paths}) != len(paths):
         raise ValueError(f'split {source.split!r}: two archives of the same name, which images are called by')
       found[source.split] = [
-          engine.Task(f'{path} ({counts_lib.file_state(path)})', payload=path) for path in paths]
+          engine.Task(f'{path} ({storage.state(path)})', payload=path) for path in paths]
     return found
 
   def read(self, task: engine.Task, report: counts_lib.Counts) -> Iterator[schema.Example]:
@@ -132,7 +132,7 @@ class WebDataset(engine.Importer):
     return tuple({text.strip(): text for text in found}.values())  # img2dataset writes the caption into txt and json
 
 
-def samples(path: pathlib.Path) -> Iterator[Sample]:
+def samples(path: storage.Path) -> Iterator[Sample]:
   """Yields an archive's samples, in their order.
 
   Raises:
@@ -141,7 +141,7 @@ def samples(path: pathlib.Path) -> Iterator[Sample]:
   """
   key, parts, seen, last = None, {}, set(), 'its beginning'
   try:
-    with tarfile.open(path, 'r|*', tarinfo=_Header) as tar:
+    with storage.open_binary(path) as file, tarfile.open(fileobj=file, mode='r|*', tarinfo=_Header) as tar:
       tar.ended = False
       for member in tar:
         if not member.isfile():

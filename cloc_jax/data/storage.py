@@ -1,0 +1,247 @@
+"""Files wherever they lie: on a disk, or at gs://, s3://, https://, memory:// … through fsspec.
+
+`path` gives a pathlib.Path for the first and a Remote for the others, which has the part of its interface that readers
+need. A Remote is read as a stream; nothing is copied to a disk.
+"""
+from collections.abc import Callable, Iterator
+import contextlib
+import dataclasses
+import functools
+import os
+import pathlib
+import re
+from typing import Any, BinaryIO
+import urllib.parse
+
+_SCHEME = re.compile(r'([a-z][a-z0-9+.-]+)://', re.IGNORECASE)
+_WEB = ('http', 'https')
+_NEEDS = {'gs': 'gcsfs', 'gcs': 'gcsfs', 's3': 's3fs', 's3a': 's3fs', 'http': 'aiohttp', 'https': 'aiohttp'}
+_STATES = ('generation', 'ETag', 'etag', 'md5Hash', 'mtime', 'LastModified', 'updated', 'created')  # the first there is
+
+
+@dataclasses.dataclass(frozen=True)
+class Remote:
+  """A file or folder at a URL; '/' joins, and `os.fspath` gives the URL. Picklable."""
+  url: str
+
+  def __str__(self):
+    return self.url
+
+  def __fspath__(self):
+    return self.url
+
+  def __truediv__(self, name) -> 'Remote':
+    name = os.fspath(name)
+    if self.scheme in _WEB:
+      name = urllib.parse.quote(name)
+    return Remote(f'{self.url.rstrip("/")}/{name}')
+
+  def joinpath(self, *names) -> 'Remote':
+    return functools.reduce(Remote.__truediv__, names, self)
+
+  def expanduser(self) -> 'Remote':
+    return self
+
+  def absolute(self) -> 'Remote':
+    return self
+
+  @property
+  def scheme(self) -> str:
+    return _SCHEME.match(self.url).group(1).lower()
+
+  @property
+  def _pure(self):
+    parts = urllib.parse.urlsplit(self.url) if self.scheme in _WEB else None
+    return pathlib.PurePosixPath(parts.path if parts else self.url.split('://', 1)[1])
+
+  @property
+  def name(self) -> str:
+    return self._pure.name
+
+  @property
+  def stem(self) -> str:
+    return self._pure.stem
+
+  @property
+  def suffix(self) -> str:
+    return self._pure.suffix
+
+  @property
+  def parent(self) -> 'Remote':
+    return Remote(self.url.rstrip('/').rpartition('/')[0])
+
+  def open(self, mode: str = 'rb', *, encoding: str | None = None, newline: str | None = None):
+    """As pathlib.Path.open; bytes are fetched as they are read."""
+    text = {} if 'b' in mode else {'encoding': encoding, 'newline': newline}
+    with _named(self.url):
+      return self._filesystem().open(self._key(), mode, **text)
+
+  def read_bytes(self) -> bytes:
+    """All of it in one request. Raises FileNotFoundError; OSError for whatever else the store says."""
+    with _named(self.url):
+      return self._filesystem().cat_file(self._key())
+
+  def read_text(self, encoding: str = 'utf-8') -> str:
+    return self.read_bytes().decode(encoding)
+
+  def is_file(self) -> bool:
+    return self._says('isfile')
+
+  def exists(self) -> bool:
+    return self._says('exists')
+
+  def is_dir(self) -> bool:
+    """Web servers do not tell: theirs are taken for granted."""
+    return self.scheme in _WEB or self._says('isdir')
+
+  def glob(self, pattern: str) -> Iterator['Remote']:
+    """What fits below this folder, sorted; nothing on web servers, which have no lists."""
+    if self.scheme in _WEB:
+      return
+    with _named(self.url):
+      files = self._filesystem()
+      found = files.glob(f'{self._key().rstrip("/")}/{pattern}')
+    yield from (Remote(files.unstrip_protocol(key)) for key in sorted(found))
+
+  def info(self) -> dict[str, Any]:
+    """What the store says of it: size, type, and times or hashes under names of its own."""
+    with _named(self.url):
+      files = self._filesystem()
+      files.invalidate_cache()
+      return files.info(self._key())
+
+  def _says(self, question):
+    with _named(self.url):
+      return bool(getattr(self._filesystem(), question)(self._key()))
+
+  def _filesystem(self):
+    return _filesystem(self.scheme, urllib.parse.urlsplit(self.url).netloc)
+
+  def _key(self):
+    return self._filesystem()._strip_protocol(self.url)
+
+
+Path = pathlib.Path | Remote
+
+
+def path(name: str | os.PathLike) -> Path:
+  """A path for a name: a Remote for a URL, else a pathlib.Path with ~ filled in."""
+  if isinstance(name, Remote):
+    return name
+  name = os.fspath(name)
+  return Remote(name) if is_url(name) else pathlib.Path(name).expanduser()
+
+
+def is_url(name: str | os.PathLike) -> bool:
+  """Whether a name is a URL with a scheme: gs://bucket/a."""
+  return isinstance(os.fspath(name), str) and _SCHEME.match(os.fspath(name)) is not None
+
+
+def join(folder: Path, name: str) -> Path:
+  """folder/name, or the name alone where it is a URL."""
+  return Remote(name) if is_url(name) else folder / name
+
+
+def open_binary(name: str | os.PathLike) -> BinaryIO:
+  """A file to read bytes from; closed by the caller."""
+  return path(name).open('rb')
+
+
+def size(name: str | os.PathLike) -> int:
+  """Bytes; 0 where a web server does not say."""
+  where = path(name)
+  return int(where.info().get('size') or 0) if isinstance(where, Remote) else where.stat().st_size
+
+
+def state(name: str | os.PathLike) -> str:
+  """Size and time of change (or a store's hash) as text, 'missing' without a file: equal texts, an unchanged file."""
+  where = path(name)
+  try:
+    if not isinstance(where, Remote):
+      found = where.stat()
+      return f'{found.st_size} bytes, changed {found.st_mtime_ns}'
+    info = where.info()
+  except OSError:
+    return 'missing'
+  mark = next((f', {key} {info[key]}' for key in _STATES if info.get(key)), '')
+  return f'{int(info.get("size") or 0)} bytes{mark}'
+
+
+def expand(pattern: str) -> list[str]:
+  """The files that a pattern with * or ? fits, in order; a name without them, or of a file there is, alone.
+
+  Raises:
+    FileNotFoundError: if no file fits.
+  """
+  import glob
+  if not is_url(pattern):
+    pattern = os.path.expanduser(pattern)
+    if not glob.has_magic(pattern) or os.path.exists(pattern):
+      return [pattern]
+    found = sorted(glob.glob(pattern))
+  elif Remote(pattern).scheme in _WEB or not glob.has_magic(pattern):  # '?' begins a query there
+    return [pattern]
+  else:
+    base = re.split(r'[*?\[]', pattern)[0].rpartition('/')[0]
+    found = [os.fspath(p) for p in Remote(base).glob(pattern[len(base) + 1:])]
+  if not found:
+    raise FileNotFoundError(f'no file fits {pattern}')
+  return found
+
+
+def upload(folder: pathlib.Path, target: Remote, *, last: str, progress: Callable[[str], None] | None = None) -> None:
+  """Copies a folder's files to a store; `last` comes last, so that whoever sees it sees all.
+
+  Files that are there in the same size already are left: an upload that was interrupted goes on.
+
+  Raises:
+    OSError: naming the file, if what has arrived is not of the size that was sent.
+  """
+  names = sorted(p.name for p in folder.iterdir() if p.is_file() and p.name != last)
+  for name in [*names, last]:
+    source, there = folder / name, target / name
+    wanted = source.stat().st_size
+    if name == last or state(there) == 'missing' or size(there) != wanted:
+      with _named(there.url):
+        there._filesystem().put_file(os.fspath(source), there._key())
+      if size(there) != wanted:
+        raise OSError(f'{there}: {size(there)} bytes arrived of the {wanted} of {source}')
+    if progress:
+      progress(name)
+
+
+def remove_files(folder: Remote, *, first: str) -> None:
+  """Removes the files of a folder, without those of folders in it; `first` before the others."""
+  files = folder._filesystem()
+  with _named(folder.url):
+    files.invalidate_cache()
+    names = [entry['name'] for entry in files.ls(folder._key(), detail=True) if entry['type'] == 'file']
+    for name in sorted(names, key=lambda name: not name.endswith(f'/{first}')):
+      files.rm_file(name)
+    files.invalidate_cache()
+
+
+@functools.lru_cache(maxsize=None)
+def _filesystem(scheme, host):
+  try:
+    import fsspec
+    if scheme in _WEB:
+      import aiohttp  # noqa: F401  fsspec imports it late, and speaks of itself then
+    return fsspec.filesystem(scheme)
+  except ImportError as error:
+    raise ModuleNotFoundError(
+        f"{scheme}:// needs {_NEEDS.get(scheme, 'fsspec and what it asks for')}: pip install 'cloc_jax[cloud]' "
+        f'({error})') from error
+  except ValueError as error:
+    raise ValueError(f'{scheme}://{host}…: {error}') from None
+
+
+@contextlib.contextmanager
+def _named(url):
+  """Whatever a store raises (each has errors of its own) becomes an OSError that names the file."""
+  try:
+    yield
+  except (OSError, ImportError, ValueError):  # FileNotFoundError and PermissionError are OSErrors, and speak
+    raise
+  except Exception as error:
+    raise OSError(f'{url}: {type(error).__name__}: {error}') from error
