@@ -25,9 +25,9 @@ def add_verbs(verbs) -> None:
                                        '--split --rows for several splits, in order.'))
   _webdataset(formats.add_parser('webdataset', help='tars of image–text pairs, without regions',
                                  description='Repeat --split --tars for several splits, in order.'))
-  _grit(formats.add_parser('grit', help="GRIT's noun chunks and referring expressions, from img2dataset's tars",
-                           description='Repeat --split --tars for several splits, in order. Images must have kept '
-                                       'their proportions: img2dataset --resize_mode=keep_ratio.'))
+  _grit(formats.add_parser('grit', help="GRIT's noun chunks and referring expressions, from tars or Parquet files",
+                           description='Repeat --split and --tars (or --parquet) for several splits, in order. Images '
+                                       'must have kept their proportions: img2dataset --resize_mode=keep_ratio.'))
   _visual_genome(formats.add_parser('visual-genome', help="Visual Genome's region descriptions and objects"))
   _refcoco(formats.add_parser('refcoco', help="RefCOCO's, RefCOCO+'s and RefCOCOg's original pickles",
                               description='Each has splits of its own; one region a sentence.'))
@@ -184,14 +184,27 @@ def _webdataset(parser):
 
 
 def _grit(parser):
-  _tars(parser)
+  parser.add_argument('--split', action='append', metavar='NAME', help='default: train')
+  files = parser.add_mutually_exclusive_group(required=True)
+  files.add_argument('--tars', action='append', metavar='FILES',
+                     help='several with a comma between; * and ? are filled in')
+  files.add_argument('--parquet', action='append', metavar='FILES', help='the same, of .parquet files')
+  parser.add_argument('--images', action='append', metavar='DIR',
+                      help="with --parquet: where images lie that are not in it (default: each file's folder)")
+  parser.add_argument('--image-path', metavar='TEMPLATE',
+                      help="of an image below that folder (default: '{file}/{key}' if img2dataset wrote it, or '{id}')")
   parser.add_argument('--phrases', choices=['both', 'noun_chunks', 'ref_exps'], default='both',
                       help='which become regions (default %(default)s)')
   _add_trust_boxes(parser)
   _add_common(parser, name='grit')
 
   def run(args):
-    from cloc_jax.data.importers import grit
+    from cloc_jax.data.importers import grit, grit_parquet
+    if args.parquet:
+      sources = [grit_parquet.ParquetSource(flags['split'], _files(flags['parquet']), flags['images'])
+                 for flags in _per_split(args, 'parquet', 'images')]
+      return _run(args, grit_parquet.GritParquet(tuple(sources), name=args.name, phrases=args.phrases,
+                                                 image_path=args.image_path, trust_boxes=args.trust_boxes))
     sources = [grit.TarsSource(flags['split'], _files(flags['tars'])) for flags in _per_split(args, 'tars')]
     return _run(args, grit.Grit(tuple(sources), name=args.name, phrases=args.phrases, trust_boxes=args.trust_boxes))
   parser.set_defaults(run=run)

@@ -24,10 +24,10 @@ from cloc_jax.data import storage
 from cloc_jax.data.importers import counts as counts_lib
 from cloc_jax.data.importers import engine
 from cloc_jax.data.importers import json_stream
+from cloc_jax.data.importers import parquet_file
 from cloc_jax.data.importers import records
 
 _KEYS = {'image', 'image_id', 'caption', 'captions', 'regions', 'height', 'width'}
-_BATCH = 64  # Parquet rows in memory at a time
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,7 +87,7 @@ class Rows(engine.Importer):
       tasks = found[source.split] = []
       for path in map(json_stream.check_file, source.files):
         folder = path.parent if source.images is None else storage.path(source.images)
-        cut = _cut_parquet if path.suffix == '.parquet' else _cut_jsonl
+        cut = parquet_file.cut if path.suffix == '.parquet' else _cut_jsonl
         for begin, end, row, count in cut(path, self.images_per_shard):
           tasks.append(engine.Task(f'{path.name}, rows {row} to {row + count - 1}', images=count,
                                    payload=_Piece(path, folder, begin, end, row)))
@@ -95,7 +95,10 @@ class Rows(engine.Importer):
 
   def read(self, task: engine.Task, report: counts_lib.Counts) -> Iterator[schema.Example]:
     piece = task.payload
-    rows = _parquet_rows(piece) if piece.path.suffix == '.parquet' else _jsonl_rows(piece)
+    if piece.path.suffix == '.parquet':  # its rows are numbered from 0
+      rows = parquet_file.read(piece.path, begin=piece.begin, end=piece.end, row=piece.row, wanted=_KEYS)
+    else:
+      rows = _jsonl_rows(piece)
     found = (self._record(row, number, piece, report) for number, row in rows)
     yield from records.examples(found, report, where=str(piece.path), trust_boxes=self.trust_boxes)
 
@@ -107,7 +110,7 @@ class Rows(engine.Importer):
     where = f'{piece.path}: row {number}'
     for key in row.keys() - _KEYS:
       report.noted('rows', f'key {key!r} not read', f'row {number}')
-    image, name = _image(json_stream.get(row, 'image', where=where), piece.folder, where)
+    image, name = image_of(json_stream.get(row, 'image', where=where), piece.folder, where)
     image_id = row.get('image_id')
     size = tuple(row.get(key) for key in ('height', 'width'))
     if (size[0] is None) != (size[1] is None) or not all(s is None or isinstance(s, int) and s > 0 for s in size):
@@ -119,8 +122,8 @@ class Rows(engine.Importer):
         convention=self.boxes)
 
 
-def _image(value: Any, folder, where):
-  """(bytes or path, the path as written)."""
+def image_of(value: Any, folder: storage.Path, where: str) -> tuple[bytes | storage.Path, str]:
+  """An image cell → (bytes or path, the path as written), as the top of this file says; ValueError names `where`."""
   name = ''
   if isinstance(value, dict):
     name, value = value.get('path') or '', value.get('bytes') or value.get('path')
@@ -191,39 +194,3 @@ def _jsonl_rows(piece):
       if not isinstance(row, dict):
         raise ValueError(f'{piece.path}: row {number}: expected an object, got a {type(row).__name__}')
       yield number, row
-
-
-# --- Parquet: rows are numbered from 0
-
-
-def _cut_parquet(path, size):
-  """Yields (first row group, the one after the last, first row, rows)."""
-  with _open_parquet(path) as file:
-    begin = row = count = 0
-    for group in range(file.num_row_groups):
-      count += file.metadata.row_group(group).num_rows
-      if count >= size or group == file.num_row_groups - 1:
-        if count:
-          yield begin, group + 1, row, count
-        begin, row, count = group + 1, row + count, 0
-
-
-def _parquet_rows(piece):
-  with _open_parquet(piece.path) as file:
-    names = [name for name in file.schema_arrow.names if name in _KEYS]
-    numbers = itertools.count(piece.row)
-    for batch in file.iter_batches(_BATCH, row_groups=range(piece.begin, piece.end), columns=names):
-      for row in batch.to_pylist():
-        yield next(numbers), row
-
-
-def _open_parquet(path):
-  try:
-    from pyarrow import parquet
-    import pyarrow
-  except ModuleNotFoundError as error:
-    raise ModuleNotFoundError("Parquet files need pyarrow: pip install 'cloc_jax[parquet]'") from error
-  try:
-    return parquet.ParquetFile(storage.open_binary(path) if isinstance(path, storage.Remote) else path)
-  except pyarrow.ArrowException as error:
-    raise ValueError(f'{path} is no Parquet file, or cut off: {error}') from None
