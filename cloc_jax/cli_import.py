@@ -29,8 +29,8 @@ def add_verbs(verbs) -> None:
                            description='Repeat --split and --tars (or --parquet) for several splits, in order. Images '
                                        'must have kept their proportions: img2dataset --resize_mode=keep_ratio.'))
   _visual_genome(formats.add_parser('visual-genome', help="Visual Genome's region descriptions and objects"))
-  _refcoco(formats.add_parser('refcoco', help="RefCOCO's, RefCOCO+'s and RefCOCOg's original pickles",
-                              description='Each has splits of its own; one region a sentence.'))
+  _refcoco(formats.add_parser('refcoco', help="RefCOCO's, RefCOCO+'s and RefCOCOg's pickles, or re-packs of them",
+                              description='One region a sentence. Numbers that are not the published ones are noted.'))
   _flickr30k_entities(formats.add_parser(
       'flickr30k-entities', help="Flickr30k's captions, and Flickr30k Entities' phrases with boxes"))
   _coco(verbs.add_parser('import-coco', help='the same as `import coco`'))
@@ -228,15 +228,26 @@ def _visual_genome(parser):
 
 
 def _refcoco(parser):
-  parser.add_argument('--refs', required=True, metavar='FILE.p', help='refs(unc).p, refs(umd).p, refs(google).p')
-  parser.add_argument('--instances', required=True, metavar='FILE.json', help='instances.json beside it')
-  parser.add_argument('--images', required=True, metavar='DIR', help="COCO's train2014")
-  parser.add_argument('--split', action='append', metavar='NAME', help='default: all there are; may be repeated')
+  files = parser.add_mutually_exclusive_group(required=True)
+  files.add_argument('--refs', metavar='FILE.p', help='refs(unc).p, refs(umd).p, refs(google).p')
+  files.add_argument('--repack', action='append', metavar='FILES',
+                     help="MDETR's, UNINEXT's or SeqTR's JSON, or Hugging Face's Parquet; repeat --split --repack")
+  parser.add_argument('--instances', metavar='FILE.json', help='with --refs: instances.json beside it')
+  parser.add_argument('--images', metavar='DIR', help="COCO's train2014; not needed for Parquet files that hold images")
+  parser.add_argument('--split', action='append', metavar='NAME',
+                      help='default: with --refs all there are, with --repack train; may be repeated')
   _add_trust_boxes(parser)
   _add_common(parser, name='refcoco')
 
   def run(args):
-    from cloc_jax.data.importers import refcoco
+    from cloc_jax.data.importers import refcoco, refcoco_repacks
+    if args.repack:
+      sources = [refcoco_repacks.RepackSource(flags['split'], _files(flags['repack']))
+                 for flags in _per_split(args, 'repack')]
+      return _run(args, refcoco_repacks.RefCocoRepack(tuple(sources), images=args.images, name=args.name,
+                                                      trust_boxes=args.trust_boxes))
+    if not args.instances or not args.images:
+      raise ValueError('--refs needs --instances and --images')
     return _run(args, refcoco.RefCoco(args.refs, args.instances, args.images, wanted=tuple(args.split or ()),
                                       name=args.name, trust_boxes=args.trust_boxes))
   parser.set_defaults(run=run)

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 import contextlib
 import dataclasses
 import functools
+import hashlib
 import os
 import pathlib
 import re
@@ -165,6 +166,15 @@ def state(name: str | os.PathLike) -> str:
     return 'missing'
   mark = next((f', {key} {info[key]}' for key in _STATES if info.get(key)), '')
   return f'{int(info.get("size") or 0)} bytes{mark}'
+
+
+def sha256(name: str | os.PathLike) -> str:
+  """A file's SHA-256 in hexadecimal, read as a stream."""
+  with open_binary(name) as file:
+    found = hashlib.sha256()
+    while chunk := file.read(1 << 20):
+      found.update(chunk)
+  return found.hexdigest()
 
 
 def expand(pattern: str) -> list[str]:

@@ -2,7 +2,8 @@
 
 github.com/rom1504/img2dataset: ParquetSampleWriter appends a column named after the encoding to the schema of the saved
 columns, key, status, error_message, width, height, original_width, original_height, exif and sha256; failures are
-rows without bytes. FilesSampleWriter writes SHARD/KEY.jpg beside SHARD.parquet. huggingface.co/datasets/zzliang/GRIT: fields.
+rows without bytes. FilesSampleWriter writes SHARD/KEY.jpg beside SHARD.parquet.
+huggingface.co/datasets/zzliang/GRIT: the fields.
 """
 import numpy as np
 from painted_pictures import encode_png

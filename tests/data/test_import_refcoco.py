@@ -2,6 +2,7 @@
 
 github.com/lichengunc/refer: README ("refs(dataset).json" entries), refer.py (how both files hang together).
 """
+import hashlib
 import json
 import os
 import pickle
@@ -68,7 +69,17 @@ def test_sentences_are_regions(make, tmp_path):
       (text, 'person', 'refcoco') for text in ('the lady with the blue shirt', 'lady on right', 'left one')]
   np.testing.assert_allclose([r.box for r in got.regions], [[0.1, 0.1, 0.5, 0.9]] * 2 + [[0, 0, 0.1, 0.1]], rtol=1e-6)
   assert [r.regions[0].caption for r in records(tmp_path / 'out', 'testB')] == ['le garçon']
-  assert schema.read_meta(tmp_path / 'out').categories == ('person', 'boy')
+  meta = schema.read_meta(tmp_path / 'out')
+  assert meta.categories == ('person', 'boy')
+  assert meta.extra['sha256'] == {'refs(unc).p': hashlib.sha256((tmp_path / 'refs(unc).p').read_bytes()).hexdigest()}
+
+
+def test_other_numbers_than_the_published_ones_are_noted(make, tmp_path):
+  found = engine.run(make(), out=tmp_path / 'out')
+  [said] = found['testB'].examples('references', 'noted', 'not the published number')
+  assert said == ('testB: 1 references, 1 images, 1 sentences; '
+                  'published: 1,810 references, 750 images, 5,095 sentences (refcoco unc)')
+  assert found['train'].of('references', 'noted') == 1
 
 
 def test_wanted_splits(make, tmp_path):

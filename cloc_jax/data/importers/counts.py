@@ -139,7 +139,7 @@ def table(counts: Mapping[str, Counts]) -> str:
   lines = ['  '.join([row[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(row[1:], widths[1:]))]) for row in rows]
   for what, outcome, reason in every.rows():
     named = every.examples(what, outcome, reason)
-    if named and outcome != 'noted':
+    if named and (outcome != 'noted' or what not in _WHAT):
       more = ', …' if every.of(what, outcome, reason) > 3 else ''
       lines.append(f'  {what} {outcome}, {reason}: {", ".join(named[:3])}{more}')
   return '\n'.join(lines)

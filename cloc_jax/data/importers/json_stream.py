@@ -53,6 +53,21 @@ def value(path: str | os.PathLike, key: str, default: Any = None) -> Any:
       raise _broken(path, file, error, where='its beginning') from error
 
 
+def keys(path: str | os.PathLike) -> Iterator[str]:
+  """Yields the keys of a file's top-level object; what they hold is passed over as they are asked for.
+
+  Raises: see `items`.
+  """
+  path = check_file(path)
+  with _open(path, b'{') as file:
+    try:
+      for prefix, event, content in ijson.parse(file, buf_size=_CHUNK):
+        if prefix == '' and event == 'map_key':
+          yield content
+    except (ijson.JSONError, UnicodeDecodeError) as error:
+      raise _broken(path, file, error, where='its beginning') from error
+
+
 def get(item: Any, key: str, *, where: str) -> Any:
   """item[key], or a ValueError that names the place (file, list, index) and the keys there are."""
   try:

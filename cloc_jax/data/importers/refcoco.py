@@ -16,6 +16,7 @@ from cloc_jax.data.importers import counts as counts_lib
 from cloc_jax.data.importers import engine
 from cloc_jax.data.importers import json_stream
 from cloc_jax.data.importers import records
+from cloc_jax.data.importers import refcoco_counts
 
 _ORDER = ('train', 'val', 'test', 'testA', 'testB')
 
@@ -70,6 +71,7 @@ class RefCoco(engine.Importer):
                                    convention='xywh pixels'))
       found[split] = [engine.Task(f'{split}, images {i * self.images_per_shard} on', piece, images=len(piece))
                       for i, piece in enumerate(records.chunks(rows, self.images_per_shard))]
+    refcoco_counts.check(self._tally, self._counts, name=self.name, path=storage.path(self.refs))
     return found
 
   def counts(self) -> dict[str, counts_lib.Counts]:
@@ -84,7 +86,8 @@ class RefCoco(engine.Importer):
         name=self.name, description='Referring expressions for objects in COCO images.',
         categories=tuple(self._categories[key] for key in sorted(self._categories)),
         extra={'provenance': 'RefCOCO annotations on COCO images',
-               'files': [storage.path(path).name for path in self.files()]})
+               'files': [storage.path(path).name for path in self.files()],
+               'sha256': {storage.path(self.refs).name: storage.sha256(self.refs)}})
 
   def _gather(self, refs):
     """{split: {image id: phrases}}, images in the order of their first reference."""
@@ -95,6 +98,7 @@ class RefCoco(engine.Importer):
       if key in boxes:
         boxes[key] = json_stream.get(item, 'image_id', where=where), json_stream.get(item, 'bbox', where=where)
     found: dict[str, dict[Any, list]] = {}
+    self._tally: dict[str, refcoco_counts.Tally] = {}
     for i, ref in enumerate(refs):
       where = f'{self.refs}: [{i}]'
       key, annotation, category, split, sentences = (
@@ -109,6 +113,10 @@ class RefCoco(engine.Importer):
       if category not in self._categories:
         raise ValueError(f'{where}: category_id {category} is not among the categories of {self.instances}')
       phrases = found.setdefault(split, {}).setdefault(key, [])
+      tally = self._tally.setdefault(split, refcoco_counts.Tally())
+      tally.references.add(i)
+      tally.images.add(key)
+      tally.sentences += len(sentences)
       for j, sentence in enumerate(sentences):
         phrases.append(records.Phrase(
             boxes[annotation][1], str(json_stream.get(sentence, 'sent', where=f'{where}: sentences[{j}]')),
