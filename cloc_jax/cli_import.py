@@ -33,13 +33,17 @@ def add_verbs(verbs) -> None:
                               description='One region a sentence. Numbers that are not the published ones are noted.'))
   _flickr30k_entities(formats.add_parser(
       'flickr30k-entities', help="Flickr30k's captions, and Flickr30k Entities' phrases with boxes"))
+  _tfds(formats.add_parser('tfds', help='whatever tfds.load knows, through a map of its features',
+                           description='Reads what `tfds build` has prepared; TensorFlow is not needed. Repeat --split '
+                                       'for several, --field for each feature that is called other than usual.'))
   _coco(verbs.add_parser('import-coco', help='the same as `import coco`'))
 
 
-def _add_common(parser, *, name):
+def _add_common(parser, *, name=None):
   parser.add_argument('--out', required=True, metavar='DIR', help='the data set to make; gs://… too, with --work')
   parser.add_argument('--work', metavar='DIR', help='where shards wait until they are copied to gs://… or s3://…')
-  parser.add_argument('--name', default=name, help="the data set's own name (default %(default)s)")
+  if name is not None:
+    parser.add_argument('--name', default=name, help="the data set's own name (default %(default)s)")
   parser.add_argument('--workers', type=int, default=os.cpu_count() or 1,
                       help='processes; what is written does not depend on it (default %(default)s)')
   parser.add_argument('--allow-missing', action='store_true',
@@ -268,6 +272,37 @@ def _flickr30k_entities(parser):
         args.entities, args.images, wanted=tuple(args.split or ('train', 'val', 'test')), lists=args.lists,
         name=args.name, trust_boxes=args.trust_boxes))
   parser.set_defaults(run=run)
+
+
+def _tfds(parser):
+  parser.add_argument('--name', required=True, metavar='NAME[/CONFIG][:VERSION]', help='coco/2017; or its folder')
+  parser.add_argument('--data-dir', metavar='DIR', help='default: TFDS_DATA_DIR, or ~/tensorflow_datasets')
+  parser.add_argument('--split', action='append', metavar='[NAME=]SPLIT',
+                      help="TFDS's splits and slices, 'small=train[:1000]' too (default: train)")
+  parser.add_argument('--field', action='append', metavar='ROLE=FEATURE', default=[],
+                      help='image, image_id, boxes, category, phrases, crowd or captions = objects/bbox, …')
+  parser.add_argument('--boxes', metavar='CONVENTION', help="'yxyx normalised', …; default: what the feature says")
+  parser.add_argument('--classes', metavar='FILE.csv', help="names for labels that are codes, as Open Images'")
+  parser.add_argument('--as', dest='name_as', metavar='NAME', help="the new data set's name (default: made of --name)")
+  _add_trust_boxes(parser)
+  _add_common(parser)
+
+  def run(args):
+    import re
+    from cloc_jax.data.importers import tfds_named
+    wanted = [split.partition('=')[::2] if '=' in split else (split, split) for split in args.split or ['train']]
+    name = args.name_as or re.sub(r'\W+', '_', args.name.partition(':')[0]).strip('_')
+    return _run(args, tfds_named.Tfds(
+        args.name, data_dir=args.data_dir, wanted=tuple(wanted), fields=tuple(_pair(text) for text in args.field),
+        boxes=args.boxes, classes=args.classes, name=name, trust_boxes=args.trust_boxes))
+  parser.set_defaults(run=run)
+
+
+def _pair(text):
+  role, _, feature = text.partition('=')
+  if not feature:
+    raise ValueError(f'--field: expected ROLE=FEATURE, got {text!r}')
+  return role, feature
 
 
 def _tars(parser):

@@ -86,14 +86,14 @@ class OpenImages(engine.Importer):
   def meta(self) -> schema.DatasetMeta:
     return schema.DatasetMeta(
         name=self.name, description='Open Images V7: photos with boxes, and narratives as captions.',
-        categories=tuple(self._names().values()),
+        categories=tuple(read_class_names(self.classes).values()),
         extra={'provenance': 'Open Images annotations (CC BY 4.0); images are listed as CC BY 2.0',
                'files': [storage.path(source.boxes).name for source in self.sources],
-               'labels': list(self._names())})
+               'labels': list(read_class_names(self.classes))})
 
   def read(self, task: engine.Task, report: counts_lib.Counts) -> Iterator[schema.Example]:
     lines, source = task.payload, task.payload.source
-    names = self._names()
+    names = read_class_names(self.classes)
     category = {label: i for i, label in enumerate(names)}
     at: dict[str, int] = {}
     box_image, place, boxes, categories, skip = [], [], [], [], []
@@ -114,17 +114,6 @@ class OpenImages(engine.Importer):
         category=np.array(categories), skip=np.array(skip), caption_image=np.array([i for i, _ in captions], np.int64),
         captions=images.Texts([text for _, text in captions]), categories=tuple(names.values()), source='open_images',
         list_name='line', search=True, normalised=True), report)
-
-  def _names(self):
-    """Label → name, in the order of the class file, whose first line may be a header."""
-    found = {}
-    with json_stream.check_file(self.classes).open('r', encoding='utf-8', newline='') as file:
-      for number, row in enumerate(csv.reader(file), 1):
-        if len(row) != 2:
-          raise ValueError(f'{self.classes}: line {number}: expected label,name, got {row}')
-        if row[0] != 'LabelName':
-          found[row[0]] = row[1].lower()
-    return found
 
   def _tasks(self, source, counts):
     """One pass over the box file: where each task's lines lie, whether images are together, what boxes look like."""
@@ -178,6 +167,18 @@ class OpenImages(engine.Importer):
           key = str(json_stream.get(item, 'image_id', where=where))
           found.setdefault(key, []).append(str(json_stream.get(item, 'caption', where=where)))
     return found
+
+
+def read_class_names(path: str | os.PathLike) -> dict[str, str]:
+  """Label → name in lower case, in the order of a class file (label,name), whose first line may be a header."""
+  found = {}
+  with json_stream.check_file(path).open('r', encoding='utf-8', newline='') as file:
+    for number, row in enumerate(csv.reader(file), 1):
+      if len(row) != 2:
+        raise ValueError(f'{path}: line {number}: expected label,name, got {row}')
+      if row[0] != 'LabelName':
+        found[row[0]] = row[1].lower()
+  return found
 
 
 def _header(path, line):

@@ -1,0 +1,77 @@
+"""Records of ArrayRecord and TFRecord files, in order, without TensorFlow."""
+from collections.abc import Iterator
+import struct
+
+from array_record.python import array_record_module
+
+from cloc_jax.data import storage
+
+FORMATS = ('array_record', 'tfrecord')  # by their files' suffixes, which TFDS's are named after
+_BATCH = 64
+_POLYNOMIAL = 0x82F63B78  # CRC-32C (Castagnoli), reflected
+
+
+def read(path: str, *, skip: int, take: int) -> Iterator[bytes]:
+  """Yields records `skip` to `skip + take` of a file, whose name says what it is.
+
+  ArrayRecord's reader opens gs:// by itself, other stores it does not know; TFRecord files may lie anywhere.
+
+  Raises:
+    ValueError: naming the file and the record, if the file is cut off or damaged.
+  """
+  kind = array_records if '.array_record' in path.rpartition('/')[2] else tf_records
+  yield from kind(path, skip=skip, take=take)
+
+
+def array_records(path: str, *, skip: int, take: int) -> Iterator[bytes]:
+  """See `read`."""
+  if storage.is_url(path) and storage.path(path).scheme != 'gs':
+    raise ValueError(f'{path}: ArrayRecord files are read from a disk or gs://; copy it')
+  try:
+    reader = array_record_module.ArrayRecordReader(path, 'readahead_buffer_size:0')
+    there = reader.num_records()
+  except (RuntimeError, OSError) as error:
+    raise ValueError(f'{path} is no ArrayRecord file, or cut off: {error}') from error
+  if there < skip + take:
+    raise ValueError(f'{path} is cut off: {there} records are left, of which {skip + take} are asked for')
+  for begin in range(skip, skip + take, _BATCH):
+    wanted = list(range(begin, min(begin + _BATCH, skip + take)))
+    try:
+      found = reader.read(wanted)
+    except (RuntimeError, OSError) as error:
+      raise ValueError(f'{path}: records {wanted[0]} to {wanted[-1]} are damaged: {error}') from error
+    yield from found
+  reader.close()
+
+
+def tf_records(path: str, *, skip: int, take: int) -> Iterator[bytes]:
+  """See `read`.
+
+  A record is its length (8 bytes), a checksum of that, its bytes, and a checksum of those. The length's is checked, so
+  that a damaged file is noticed before it is misread; what a record holds is up to its reader.
+  """
+  with storage.open_binary(path) as file:
+    for number in range(skip + take):
+      head = file.read(12)
+      if len(head) < 12:
+        raise ValueError(f'{path} is cut off: it ends after {number} records, of which {skip + take} are asked for')
+      length, checksum = struct.unpack('<QI', head)
+      if masked_crc32c(head[:8]) != checksum:
+        raise ValueError(f'{path}: record {number} is damaged, or this is no TFRecord file: its length does not fit '
+                         'its checksum')
+      data = file.read(length + 4)
+      if len(data) < length + 4:
+        raise ValueError(f'{path} is cut off in record {number}: {len(data)} of {length + 4} bytes')
+      if number >= skip:
+        yield data[:-4]
+
+
+def masked_crc32c(data: bytes) -> int:
+  """TFRecord's checksum: CRC-32C, turned by 15 bits and shifted by a constant. For a few bytes: it is slow."""
+  crc = 0xFFFFFFFF
+  for byte in data:
+    crc ^= byte
+    for _ in range(8):
+      crc = crc >> 1 ^ _POLYNOMIAL * (crc & 1)
+  crc ^= 0xFFFFFFFF
+  return ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF
