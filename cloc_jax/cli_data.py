@@ -47,9 +47,11 @@ def add_verbs(verbs) -> None:
   validate = verbs.add_parser(
       'validate', help='read everything and say what is broken',
       description='Reads every record and decodes every image; exit status 1 if anything is broken.')
+  validate.add_argument('--index', action='append', metavar='[SPLIT=]FILE',
+                        help='lists the images that should be there: annotations, rows, CSV, or an id a line')
   stats = verbs.add_parser(
       'stats', help='count what a data set holds',
-      description='Regions an image, lengths of captions, sizes of boxes and images, categories; images are not decoded.')
+      description='Regions an image, lengths of captions, sizes of boxes and images, categories; decodes nothing.')
   stats.add_argument('--out', metavar='FILE.html', help='write a page with curves')
   for verb, run in ((validate, _validate), (stats, _stats)):
     verb.add_argument('path', metavar='DATASET')
@@ -88,8 +90,12 @@ def _inspect(args) -> int:
 
 def _validate(args) -> int:
   from cloc_jax.data import validate
+  index = {}
+  for text in args.index or ():
+    split, equals, file = text.partition('=')
+    index[split if equals else ''] = file if equals else text
   with _record_bar() as progress:
-    report = validate.validate(args.path, splits=args.split, workers=args.num_workers, progress=progress)
+    report = validate.validate(args.path, splits=args.split, workers=args.num_workers, index=index, progress=progress)
   _write_json(args.json, report)
   print(report.text())
   return 0 if report.ok else 1

@@ -1,5 +1,5 @@
 """Reads all of a data set and says what is wrong with it."""
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 import dataclasses
 import hashlib
 import json
@@ -9,7 +9,9 @@ import time
 import numpy as np
 
 from cloc_jax import boxes as box_lib
+from cloc_jax.data import coverage as coverage_lib
 from cloc_jax.data import scan
+from cloc_jax.data import schema
 from cloc_jax.data import sources
 from cloc_jax.data import transforms
 
@@ -36,6 +38,7 @@ NOTED = {
     'images_without_caption': 'images that have no caption with a word',
     'empty_region_captions': 'regions without a caption: not used',
     'images_without_regions': 'images that have no region',
+    'absent_images': 'images of the index that are not there',
 }
 
 
@@ -52,13 +55,17 @@ class Finding:
 
 @dataclasses.dataclass
 class Report:
-  """What `validate` found. Every kind of BROKEN and NOTED has its finding, with count 0 where there is nothing."""
+  """What `validate` found. Every kind of BROKEN and NOTED has its finding, with count 0 where there is nothing.
+
+  coverage: split → how much of the source is there; '' for all splits together.
+  """
   path: str
   splits: dict[str, int]
   findings: dict[str, Finding]
   records: int
   regions: int
   seconds: float
+  coverage: dict[str, str] = dataclasses.field(default_factory=dict)
 
   @property
   def ok(self) -> bool:
@@ -72,6 +79,7 @@ class Report:
     """A few lines for a terminal: what was read, and each kind that was found with its examples."""
     sizes = ', '.join(f'{split} {size:,}' for split, size in self.splits.items())
     lines = [f'{self.path}: {sizes}; {self.regions:,} regions; {self.records / max(self.seconds, 1e-9):,.0f} records/s']
+    lines += [f'coverage, {split or "all splits"}: {said}' for split, said in self.coverage.items()]
     for title, kinds in (('broken', BROKEN), ('to note', NOTED)):
       for kind, meaning in kinds.items():
         finding = self.findings[kind]
@@ -84,6 +92,7 @@ class Report:
 
 
 def validate(path: str | os.PathLike, *, splits: Sequence[str] | None = None, workers: int = 0,
+             index: Mapping[str, str | os.PathLike] | None = None,
              progress: Callable[[int, int], None] | None = None) -> Report:
   """Reads every record, decodes every image in full, and checks them against each other.
 
@@ -93,14 +102,19 @@ def validate(path: str | os.PathLike, *, splits: Sequence[str] | None = None, wo
     path: the data set's folder.
     splits: their names; None for all.
     workers: processes; 0 for this one.
+    index: split → a file that lists its images, see coverage.image_ids; '' for all splits read together. Without one
+      the coverage is what the import has counted.
     progress: called with (records done, records in all).
 
   Raises:
-    FileNotFoundError: no data set at `path`.
-    ValueError: no such split.
+    FileNotFoundError: no data set at `path`, or no such index.
+    ValueError: no such split; or an index that is none.
   """
   began = time.monotonic()
   sizes = scan.split_sizes(path, splits)
+  unknown = [split for split in index or () if split and split not in sizes]
+  if unknown:
+    raise ValueError(f'index: expected splits among {list(sizes)}, got {unknown[0]!r}')
   findings = {kind: Finding() for kind in (*BROKEN, *NOTED)}
   readable = {}
   for split in sizes:
@@ -119,8 +133,15 @@ def validate(path: str | os.PathLike, *, splits: Sequence[str] | None = None, wo
     regions += found.regions
   if readable:
     _find_duplicates(path, {split: np.concatenate(parts) for split, parts in marks.items()}, findings)
+  coverage = coverage_lib.of_import(schema.read_meta(path).extra) if not index else {}
+  for split, file in (index or {}).items():
+    ids = [part[:, 1] for name, parts in marks.items() if split in ('', name) for part in parts]
+    found = coverage_lib.compare(file, present=np.concatenate([np.zeros(0, np.uint64), *ids]), examples=EXAMPLES)
+    coverage[split] = found.text()
+    findings['absent_images'].add(found.absent, found.examples)
   return Report(path=os.fspath(path), splits=sizes, findings=findings, records=records, regions=regions,
-                seconds=time.monotonic() - began)
+                seconds=time.monotonic() - began,
+                coverage={split: said for split, said in coverage.items() if split in ('', *sizes)})
 
 
 @dataclasses.dataclass
@@ -144,7 +165,7 @@ def _visit(source, indices):
       found('corrupt_records', str(error))
       continue
     where = f'{source.split}, record {index} ({example.image_id!r})'
-    marks.append((index, _hash(example.image_id.encode()), _hash(example.image)))
+    marks.append((index, coverage_lib.id_hash(example.image_id), _hash(example.image)))
     regions += len(example.regions)
     _check_image(example, where, found)
     _check_boxes(example, where, found)

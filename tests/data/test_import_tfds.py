@@ -105,6 +105,18 @@ def test_captions_versions_and_slices(tmp_path):
   assert (got.image_id, got.captions) == ('000000000000', ('T', 'فتاة 0', 'a'))
 
 
+@pytest.mark.parametrize('name, expected', [
+    ('voc/2007', ('image/filename', 'objects/bbox', 'objects/label', None, None)),
+    ('lvis', ('image/id', 'objects/bbox', 'objects/label', None, None)),
+    ('open_images_v4', ('image/filename', 'bobjects/bbox', 'bobjects/label', None, 'bobjects/is_group_of')),
+    ('ref_coco/refcoco_unc', ('image/id', 'objects/bbox', None, 'objects/refexp/raw', None))])
+def test_what_is_usual_fits_the_data_sets_of_tfds(tmp_path, name, expected):
+  features = tfds.builder(name, data_dir=tmp_path).info.features  # coco's code needs TensorFlow: its features are above
+  found = tfds_named.choose(features, (), where=name)
+  roles = ('image_id', 'boxes', 'category', 'phrases', 'crowd')
+  assert tuple(found[role][0].name if role in found else None for role in roles) == expected
+
+
 def ragged(message, name, rows):
   """Adds a list of lists of texts as core/example_serializer.py writes it."""
   found = tf_example_pb2.Example.FromString(message)

@@ -95,7 +95,8 @@ class Tfds(engine.Importer):
         raise ValueError(f'unknown field {role!r}; known are {list(ROLES)}{hint}')
     self._folder = os.fspath(find_version(self.dataset, self.data_dir))
     self._source = _builder(self._folder).name
-    self._fields, self._convention = self._choose()
+    self._fields = choose(_builder(self._folder).info.features, self.fields, where=self._folder)
+    self._convention = self._convention_of(self._fields)
 
   def files(self) -> list[str | os.PathLike]:
     found = [os.fspath(storage.path(self._folder) / schema.INFO_FILE)]
@@ -132,45 +133,6 @@ class Tfds(engine.Importer):
         found[name].append(_Piece(os.fspath(item.filename), item.skip, take, first, name))
         first += take
     return found
-
-  def _choose(self):
-    """({role: fields}, the boxes' convention), said or usual."""
-    features = _builder(self._folder).info.features
-    found: dict[str, list[_Field]] = {}
-    for role, name in self.fields:
-      found.setdefault(role, []).append(self._said(features, role, name))
-    for role, names in _USUAL.items():
-      if role not in found:
-        usual = [field for name in names if (field := _find(features, name)) and not _complaint(role, field)]
-        found |= {role: usual[:1]} if usual else {}
-    if 'boxes' in found:
-      beside = found['boxes'][0].name.rpartition('/')[0]
-      for role, names in _BESIDE_BOXES.items():
-        usual = [field for name in names if (field := _find(features, f'{beside}/{name}'))
-                 and not _complaint(role, field)]
-        if role not in found and usual:
-          found[role] = usual[:1]
-      if not found.keys() & {'category', 'phrases'}:
-        raise ValueError(f'{self._folder}: boxes without names: expected --field category=… or --field phrases=…; '
-                         f'its features: {_spelt(features)}')
-    if 'image' not in found:
-      raise ValueError(f'{self._folder}: no feature image: expected --field image=…; its features: {_spelt(features)}')
-    several = [role for role, fields in found.items() if len(fields) > 1 and role != 'captions']
-    if several:
-      raise ValueError(f'field {several[0]!r} is there twice')
-    return found, self._convention_of(found)
-
-  def _said(self, features, role, name):
-    field = _find(features, name)
-    if field is None:
-      near = difflib.get_close_matches(name, _leaves(features), n=1)
-      raise ValueError(f'{self._folder} has no feature {name!r}' + (f'; did you mean {near[0]!r}?' if near else '')
-                       + f'; its features: {_spelt(features)}')
-    wrong = _complaint(role, field)
-    if wrong:
-      raise ValueError(f'{self._folder}: {role}={name}: expected {wrong}, got {type(field.feature).__name__}'
-                       + ' in a list' * field.rank)
-    return field
 
   def _convention_of(self, found):
     if self.boxes is not None or 'boxes' not in found:
@@ -251,6 +213,52 @@ def find_version(dataset: str | os.PathLike, data_dir: str | os.PathLike | None)
   hint = f'; it has the configs {sorted(set(deeper))}: expected {name}/CONFIG' if deeper else (
       f'. Prepare it where TensorFlow is: tfds build {dataset} --data_dir={root} --file_format=array_record')
   raise FileNotFoundError(f'{dataset} is not prepared in {root}{hint}')
+
+
+def choose(features: tfds.features.FeaturesDict, said: Sequence[tuple[str, str]], *,
+           where: str) -> dict[str, list[_Field]]:
+  """Role → its features: those said, and the usual ones for other roles.
+
+  Raises:
+    ValueError: naming `where`, for a feature that is not there or of another kind, and where one is missing.
+  """
+  found: dict[str, list[_Field]] = {}
+  for role, name in said:
+    found.setdefault(role, []).append(_said(features, role, name, where))
+  several = [role for role, fields in found.items() if len(fields) > 1 and role != 'captions']
+  if several:
+    raise ValueError(f'field {several[0]!r} is there twice')
+  for role, names in _USUAL.items():
+    _add_usual(found, features, role, names)
+  if 'image' not in found:
+    raise ValueError(f'{where}: no feature image: expected --field image=…; its features: {_spelt(features)}')
+  if 'boxes' in found:
+    beside = found['boxes'][0].name.rpartition('/')[0]
+    for role, names in _BESIDE_BOXES.items():
+      _add_usual(found, features, role, [f'{beside}/{name}' for name in names])
+    if not found.keys() & {'category', 'phrases'}:
+      raise ValueError(f'{where}: boxes without names: expected --field category=… or --field phrases=…; '
+                       f'its features: {_spelt(features)}')
+  return found
+
+
+def _add_usual(found, features, role, names):
+  usual = [field for name in names if (field := _find(features, name)) and not _complaint(role, field)]
+  if role not in found and usual:
+    found[role] = usual[:1]
+
+
+def _said(features, role, name, where):
+  field = _find(features, name)
+  if field is None:
+    near = difflib.get_close_matches(name, _leaves(features), n=1)
+    raise ValueError(f'{where} has no feature {name!r}' + (f'; did you mean {near[0]!r}?' if near else '')
+                     + f'; its features: {_spelt(features)}')
+  wrong = _complaint(role, field)
+  if wrong:
+    raise ValueError(f'{where}: {role}={name}: expected {wrong}, got {type(field.feature).__name__}'
+                     + ' in a list' * field.rank)
+  return field
 
 
 @functools.lru_cache(maxsize=4)
