@@ -68,7 +68,8 @@ def image_ids(path: str | os.PathLike) -> Iterator[str]:
   """Yields the ids of a source's images, as importers call them; the same may come more than once.
 
   path: a file of annotations with `images` (COCO's, LVIS's, Objects365's), a JSON list (Visual Genome's
-    image_data.json), JSONL or Parquet rows, a CSV file whose first line names a column (Open Images'), or a text file with an id a line.
+    image_data.json), JSONL or Parquet rows, a CSV file whose first line names a column (Open Images'), or a text file
+    with an id a line.
     An image's name is its image_id, id, ImageID, image or file_name.
 
   Raises:

@@ -47,8 +47,8 @@ def test_lists_and_numbers(tmp_path):
 
 def test_all_splits_together_and_the_verb(painted, tmp_path, capsys):
   path = write_index(tmp_path / 'a.txt', [*IDS, 'picture-100', 'other'])
-  argv = ['data', 'validate', str(painted), '--index', str(path), '--num-workers', '0', '--json', str(tmp_path / 'a.json')]
-  assert cli.main(argv) == 0
+  argv = ['data', 'validate', painted, '--index', path, '--num-workers', 0, '--json', tmp_path / 'a.json']
+  assert cli.main([str(arg) for arg in argv]) == 0
   assert 'coverage, all splits: 38 of 39 images' in capsys.readouterr().out
   assert json.loads((tmp_path / 'a.json').read_text())['findings']['absent_images']['examples'] == ['other']
 

@@ -16,10 +16,19 @@ def encoded(image, kind, **settings):
   return file.getvalue()
 
 
-def turned(orientation):
+def turned(orientation, kind='JPEG'):
   exif = PIL.Image.Exif()
   exif[0x0112] = orientation
-  return encoded(PIL.Image.new('RGB', (30, 20)), 'JPEG', exif=exif)
+  return encoded(PIL.Image.new('RGB', (30, 20)), kind, exif=exif)
+
+
+def turned_behind(orientation):
+  """A PNG whose EXIF data comes after its pixels."""
+  data = turned(orientation, 'PNG')
+  begin = data.index(b'eXIf') - 4
+  end = begin + 12 + int.from_bytes(data[begin:begin + 4], 'big')
+  last = data.index(b'IEND') - 4
+  return data[:begin] + data[end:last] + data[begin:end] + data[last:]
 
 
 @pytest.mark.parametrize('data', [
@@ -27,7 +36,8 @@ def turned(orientation):
         ('RGB', 'JPEG'), ('L', 'JPEG'), ('CMYK', 'JPEG'), ('RGBA', 'PNG'), ('P', 'PNG'), ('LA', 'PNG'), ('I;16', 'PNG'),
         ('RGB', 'WEBP'), ('RGB', 'BMP'), ('P', 'GIF'))),
     encoded(PIL.Image.new('P', (30, 20)), 'GIF', save_all=True, append_images=[PIL.Image.new('P', (30, 20), 3)] * 2),
-    *(turned(orientation) for orientation in range(9))])
+    *(turned(orientation) for orientation in range(9)),
+    *(make(orientation) for orientation in (1, 3, 6, 8) for make in (lambda i: turned(i, 'PNG'), turned_behind))])
 def test_the_size_is_that_of_the_decoded_upright_image(data):
   report = counts_lib.Counts()
   assert images.check_image(data, report, name='a') == transforms.decode(data, where='a').shape[:2]

@@ -9,6 +9,7 @@ import dataclasses
 import io
 import os
 import pathlib
+import struct
 import warnings
 
 import numpy as np
@@ -22,6 +23,7 @@ from cloc_jax.data.importers import counts as counts_lib
 from cloc_jax.data.importers import engine
 
 _EXIF_ORIENTATION = 0x0112
+_PNG_EXIF = {'exif', 'Raw profile type exif'}  # where Pillow keeps a PNG's EXIF data
 _TURNED = (5, 6, 7, 8)  # EXIF orientations that swap height and width
 
 
@@ -280,6 +282,8 @@ def check_image(data: bytes, report: counts_lib.Counts, *, name: str, path: str 
       warnings.simplefilter('ignore')  # of huge images and odd EXIF: the size is all that is wanted
       with PIL.Image.open(io.BytesIO(data)) as opened:
         width, height = opened.size
+        if opened.format == 'PNG' and not opened.info.keys() & _PNG_EXIF:
+          opened.info['exif'] = _png_exif(data)  # else Pillow decodes all pixels to see what stands behind them
         if opened.getexif().get(_EXIF_ORIENTATION) in _TURNED:
           height, width = width, height
   except (OSError, SyntaxError, ValueError, PIL.Image.DecompressionBombError) as error:
@@ -291,6 +295,17 @@ def check_image(data: bytes, report: counts_lib.Counts, *, name: str, path: str 
                       detail=f'annotated as {annotated[0]}×{annotated[1]}, but is {height}×{width}')
     return None
   return height, width
+
+
+def _png_exif(data):
+  """A PNG's EXIF data, wherever it stands, as Pillow keeps it; b'' without."""
+  begin = len(b'\x89PNG\r\n\x1a\n')
+  while begin + 8 <= len(data):
+    length, kind = struct.unpack('>I4s', data[begin:begin + 8])
+    if kind == b'eXIf':
+      return b'Exif\0\0' + data[begin + 8:begin + 8 + length]
+    begin += 12 + length
+  return b''
 
 
 def sound_boxes(boxes: np.ndarray, report: counts_lib.Counts, *, label: Callable[[int], str],
