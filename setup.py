@@ -12,6 +12,7 @@ setup(
     long_description=(here / 'README.md').read_text(encoding='utf-8'),
     long_description_content_type='text/markdown',
     packages=find_packages(include=['cloc_jax', 'cloc_jax.*']),
+    package_data={'cloc_jax': ['data/tasks/*.json']},
     python_requires='>=3.11',
     install_requires=[
         'jax>=0.10',
@@ -39,6 +40,7 @@ setup(
         'cuda': ['jax[cuda13]>=0.10'],
         'hf': ['torch>=2.4', 'transformers>=4.56'],
         'parquet': ['pyarrow>=17'],
+        'coco': ['faster-coco-eval>=1.7'],  # detection AP
         'wandb': ['wandb>=0.19'],
     },
     entry_points={'console_scripts': ['cloc = cloc_jax.cli:main']},

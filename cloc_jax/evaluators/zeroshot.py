@@ -14,7 +14,8 @@ class ZeroShot:
 
   Each embedding is L2-normalised before the mean, and the mean after it (Radford et al. 2021, §3.1.4). Yields, as
   fractions of the images: top1, top5; macc, the mean over the classes that occur of their top-1 (what VTAB's unbalanced
-  sets report); and images, classes. Ties count as wrong.
+  sets report); and images, classes. Ties count as wrong, but of classes with one and the same name (ImageNet has two
+  missiles and two sunglasses) the first is taken, as published code does.
 
   Do not compare figures with other templates or other class names (the curated ImageNet names are worth several
   points), or with region recognition, which uses no templates. With five classes or fewer, top5 is 1 by construction.
@@ -82,4 +83,11 @@ class ZeroShot:
     if not np.issubdtype(labels.dtype, np.integer) or labels.min() < 0 or labels.max() >= len(self._class_names):
       raise ValueError(f'labels: expected integers from 0 to {len(self._class_names) - 1}, got {labels.dtype} from '
                        f'{labels.min()} to {labels.max()}')
-    return ranking.ranks(z_image, z_pool=self.classifier(), query=np.arange(len(labels)), item=labels)
+    number: dict[str, list[int]] = {}
+    for i, name in enumerate(self._class_names):
+      number.setdefault(name, []).append(i)
+    # Classes of one name are all right for ranks(); those that stand before the image's own then come before it.
+    same = [number[self._class_names[label]] for label in labels]
+    rank = ranking.ranks(z_image, z_pool=self.classifier(), query=np.repeat(np.arange(len(labels)), [*map(len, same)]),
+                         item=np.concatenate(same))
+    return rank + [classes.index(label) for classes, label in zip(same, labels)]
