@@ -20,6 +20,12 @@ def add_verbs(verbs) -> None:
   what.add_argument('--imagefolder', metavar='DIR', help='zero-shot classification of images, one folder a class')
   evaluate.add_argument('--classes', metavar='FILE.json', help='of an image folder: {"classes": {FOLDER: NAME}, '
                         '"templates": ["a photo of a {}."]}; default: the folders\' names, that template')
+  evaluate.add_argument('--task', choices=('imagenet', 'imagenet-v2', 'imagenet-a', 'imagenet-r', 'imagenet-sketch'),
+                        help="of an image folder: ImageNet's classes, with CLIP's names and 80 templates")
+  evaluate.add_argument('--labels', metavar='FILE', help="with --task imagenet, of the validation archive's flat folder: "
+                        'LOC_val_solution.csv, or lines «FILE WNID»')
+  evaluate.add_argument('--allow-missing', action='store_true', help='leave out images that are missing or unreadable, '
+                        'and print beside every figure how many of how many it is of')
   evaluate.add_argument('--split', action='append', metavar='NAME', help='may be repeated; default: all but train')
   evaluate.add_argument('--step', type=int, help='which checkpoint; default: the newest')
   evaluate.add_argument('--batch-size', type=int, default=64)
@@ -52,18 +58,19 @@ def _eval(args) -> int:
   encoder = encoders.load(args.checkpoint or args.encoder, step=args.step, mesh=mesh)
   if args.imagefolder:
     return _eval_imagefolder(encoder, args)
-  if args.classes:
-    raise ValueError('--classes belongs to --imagefolder; a data set made by `cloc data` lists its own')
+  for option in ('classes', 'task', 'labels'):
+    if getattr(args, option):
+      raise ValueError(f'--{option} belongs to --imagefolder; a data set made by `cloc data` lists its own classes')
   encoder = encoders.with_regions(encoder, args.region_embedding)
   splits = evaluate.splits_to_evaluate(args.data, args.split)
   out = pathlib.Path(args.out) if args.out else _evals_folder(encoder, args)
-  columns = {}
+  found = {}
   with _dump(args, encoder) as dumped:
     for split in splits:
-      columns[split] = _eval_split(encoder, args, split=split, out=out, dumped=dumped)
+      found[split] = _eval_split(encoder, args, split=split, out=out, dumped=dumped)
   if args.dump:
     print(f'{args.dump}: the predictions', file=sys.stderr)
-  print(evaluate.table(columns))
+  print(evaluate.table({s: e.metrics for s, e in found.items()}, {s: e.coverage for s, e in found.items()}))
   return 0
 
 
@@ -79,7 +86,7 @@ def _eval_split(encoder, args, *, split, out, dumped):
   from cloc_jax import evaluate
   evaluation, predictions = evaluate.run_encoder(encoder, path=args.data, split=split, batch_size=args.batch_size,
                                                  limit=args.limit, pool_limit=args.pool_limit,
-                                                 progress=_counter(split))
+                                                 allow_missing=args.allow_missing, progress=_counter(split))
   path = evaluate.write(evaluation, out / f'{split}.json', **encoder.info, data=os.fspath(args.data), split=split,
                         limit=args.limit)
   if dumped is not None:
@@ -87,7 +94,8 @@ def _eval_split(encoder, args, *, split, out, dumped):
   print(f'\r{split}: {path}', file=sys.stderr)
   for what, why in evaluation.skipped.items():
     print(f'{split}: {what} not measured: {why}', file=sys.stderr)
-  return evaluation.metrics
+  _say_coverage(split, evaluation.coverage)
+  return evaluation
 
 
 def _eval_imagefolder(encoder, args) -> int:
@@ -96,16 +104,25 @@ def _eval_imagefolder(encoder, args) -> int:
     if getattr(args, option):
       raise ValueError(f'--{option.replace("_", "-")} does not apply to --imagefolder')
   name = pathlib.Path(args.imagefolder).resolve().name
-  evaluation, about = evaluate.run_imagefolder(encoder, path=args.imagefolder, classes=args.classes, limit=args.limit,
-                                               batch_size=args.batch_size, progress=_counter(name))
+  evaluation, about = evaluate.run_imagefolder(
+      encoder, path=args.imagefolder, classes=args.classes, task=args.task, labels=args.labels, limit=args.limit,
+      allow_missing=args.allow_missing, batch_size=args.batch_size, progress=_counter(name))
   folder = pathlib.Path(args.out) if args.out else _evals_folder(encoder, args)
   path = evaluate.write(evaluation, folder / f'{name}.json', **encoder.info, data=os.path.abspath(args.imagefolder),
                         limit=args.limit, **about)
   print(f'\r{name}: {path}', file=sys.stderr)
   if about['other_files']:
     print(f'{name}: {about["other_files"]} files are no images and were left out', file=sys.stderr)
-  print(evaluate.table({name: evaluation.metrics}))
+  _say_coverage(name, evaluation.coverage)
+  print(evaluate.table({name: evaluation.metrics}, {name: evaluation.coverage}))
   return 0
+
+
+def _say_coverage(name, coverage) -> None:
+  if not coverage.complete:
+    print(f'{name}: measured on {coverage}', file=sys.stderr)
+  for why in coverage.unreadable:
+    print(f'{name}: left out: {why}', file=sys.stderr)
 
 
 def _eval_diff(args) -> int:

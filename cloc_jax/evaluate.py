@@ -1,4 +1,5 @@
 """`cloc eval`, and the evaluations that training runs on schedule: one pass over a split, every metric."""
+import dataclasses
 import logging
 import os
 import pathlib
@@ -8,7 +9,8 @@ import numpy as np
 
 from cloc_jax import dump as dump_lib
 from cloc_jax import encoders, evaluators, inference
-from cloc_jax.data import eval_pipeline, imagefolder, scan, schema
+from cloc_jax.data import eval_pipeline, imagefolder, imagenet, scan, schema
+from cloc_jax.evaluators import coverage as coverage_lib
 from cloc_jax.evaluators import suite, zeroshot
 
 _log = logging.getLogger('cloc_jax.evaluate')
@@ -50,7 +52,7 @@ def run(functions: inference.Functions, params, *, path: str | os.PathLike, spli
 
 
 def run_encoder(encoder: encoders.Encoder, *, path: str | os.PathLike, split: str, batch_size: int = 64,
-                limit: int | None = None, pool_limit: int | None = None,
+                limit: int | None = None, pool_limit: int | None = None, allow_missing: bool = False,
                 progress=None) -> tuple[evaluators.Evaluation, evaluators.Predictions]:
   """Evaluates any encoder on a split.
 
@@ -60,20 +62,29 @@ def run_encoder(encoder: encoders.Encoder, *, path: str | os.PathLike, split: st
     batch_size: images at a time, rounded up to a multiple of the encoder's devices.
     limit: take the first so many images alone.
     pool_limit: take the first so many regions alone for region retrieval.
+    allow_missing: leave out, and count, images that cannot be read.
     progress: called with the number of images done.
+
+  Raises:
+    data.transforms.ImageError, data.sources.RecordError: naming what cannot be read, without `allow_missing`.
   """
   meta = schema.read_meta(path)
   batch_size = -(-batch_size // encoder.devices) * encoder.devices
-  batches = eval_pipeline.eval_batches(path, split=split, batch_size=batch_size, image_size=encoder.image_size,
-                                  pad=encoder.pad, limit=limit)
+  lost = coverage_lib.lost_in_import(meta, split) if limit is None else (0, 0)
+  counter = coverage_lib.Counter(lost_images=lost[0], lost_regions=lost[1])
+  batches = counter(eval_pipeline.eval_batches(
+      path, split=split, batch_size=batch_size, image_size=encoder.image_size, pad=encoder.pad, limit=limit,
+      on_error='mask' if allow_missing else 'raise'))
   predictions = evaluators.collect(encoder.fns, batches, progress=progress)
   evaluation = evaluators.evaluate_all(predictions, fns=encoder.fns, meta=meta, pool_limit=pool_limit)
+  evaluation = dataclasses.replace(evaluation, coverage=counter.coverage)
   for what, why in evaluation.skipped.items():
     _log.info('%s: %s not measured: %s', split, what, why)
   return evaluation, predictions
 
 
 def run_imagefolder(encoder: encoders.Encoder, *, path: str | os.PathLike, classes: str | os.PathLike | None = None,
+                    task: str | None = None, labels: str | os.PathLike | None = None, allow_missing: bool = False,
                     batch_size: int = 64, limit: int | None = None,
                     progress=None) -> tuple[evaluators.Evaluation, dict]:
   """Zero-shot classification of a folder with one folder a class.
@@ -81,6 +92,9 @@ def run_imagefolder(encoder: encoders.Encoder, *, path: str | os.PathLike, class
   Args:
     encoder: from encoders.load.
     path, classes: as imagefolder.read_classes.
+    task: one of imagenet.TASKS in place of `classes`; the folder must then hold what was published.
+    labels: of a flat folder, as imagenet.find.
+    allow_missing: leave out, and count, images that are missing or cannot be read.
     batch_size: images at a time, rounded up to a multiple of the encoder's devices.
     limit: take so many images, spread evenly over the classes.
     progress: called with the number of images done.
@@ -88,22 +102,37 @@ def run_imagefolder(encoder: encoders.Encoder, *, path: str | os.PathLike, class
   Returns:
     The evaluation, and JSON values about it: per-class accuracy, templates, files that are no images.
   """
-  listed = imagefolder.read_classes(path, classes, templates=zeroshot.DEFAULT_TEMPLATES)
-  found = imagefolder.find(path, listed, limit=limit)
+  if task is not None:
+    if classes is not None:
+      raise ValueError('classes: a task has its own; give one of the two')
+    chosen = imagenet.read_task(task)
+    listed, protocol = chosen.classes, chosen.protocol
+    found = imagenet.find(path, chosen, labels=labels, allow_missing=allow_missing, limit=limit)
+  else:
+    if labels is not None:
+      raise ValueError('labels: they belong to a task')
+    listed, protocol = imagefolder.read_classes(path, classes, templates=zeroshot.DEFAULT_TEMPLATES), None
+    found = imagefolder.find(path, listed, limit=limit)
   batch_size = -(-batch_size // encoder.devices) * encoder.devices
-  z, done = [], 0
-  for images, count in imagefolder.batches(found, batch_size=batch_size, image_size=encoder.image_size,
-                                           pad=encoder.pad):
-    z.append(np.asarray(encoder.fns.image_embedding(encoder.fns.encode_image(images)), np.float32)[:count])
-    done += count
+  z, valid, done = [], [], 0
+  for images, kept in imagefolder.batches(found, batch_size=batch_size, image_size=encoder.image_size, pad=encoder.pad,
+                                          on_error='mask' if allow_missing else 'raise'):
+    z.append(np.asarray(encoder.fns.image_embedding(encoder.fns.encode_image(images)), np.float32)[kept])
+    valid.append(kept)
+    done += int(kept.sum())
     if progress is not None:
       progress(done)
-  z_image = np.concatenate(z)
+  kept = np.concatenate(valid)[:len(found.paths)]
+  z_image, labels = np.concatenate(z), found.labels[kept]
+  unreadable = [str(found.paths[i]) for i in np.flatnonzero(~kept)]
   evaluator = evaluators.ZeroShot(class_names=listed.names, encode_text=suite.encoded_once(encoder.fns.encode_text),
                                   templates=listed.templates, prefix='zeroshot/')
-  metrics = dict(evaluator.run(z_image=z_image, labels=found.labels))
-  per_class = evaluator.per_class(evaluator.ranks(z_image=z_image, labels=found.labels), labels=found.labels)
-  evaluation = evaluators.Evaluation(metrics=metrics, skipped={}, protocols={'zeroshot': evaluator.protocol})
+  metrics = dict(evaluator.run(z_image=z_image, labels=labels))
+  per_class = evaluator.per_class(evaluator.ranks(z_image=z_image, labels=labels), labels=labels)
+  coverage = evaluators.Coverage(images=len(labels), of_images=found.expected or len(found.paths),
+                                 unreadable=tuple(unreadable[:coverage_lib.NAMED]))
+  evaluation = evaluators.Evaluation(metrics=metrics, skipped={}, coverage=coverage,
+                                     protocols={'zeroshot': evaluator.protocol} | ({'task': protocol} if task else {}))
   return evaluation, {'per_class': per_class, 'templates': list(listed.templates), 'other_files': found.other_files}
 
 
@@ -132,14 +161,27 @@ def write(evaluation: evaluators.Evaluation, path: str | os.PathLike, **extra) -
   return path
 
 
-def table(columns: dict[str, dict[str, float]]) -> str:
-  """A Markdown table of the headline metrics: {column: metrics} → text, fractions in percent."""
+def table(columns: dict[str, dict[str, float]], coverage: dict[str, evaluators.Coverage] | None = None) -> str:
+  """A Markdown table of the headline metrics: {column: metrics} → text, fractions in percent.
+
+  Where `coverage` of a column says that something is missing, how much of how much stands beside each figure.
+  """
   names = [(key, label) for key, label in HEADLINES if any(key in m for m in columns.values())]
-  cell = lambda metrics, key: f'{100 * metrics[key]:.1f}' if key in metrics else '–'
-  rows = [['metric, %', *columns], ['---'] * (1 + len(columns))]
-  rows += [[label, *(cell(m, key) for m in columns.values())] for key, label in names]
+  cell = lambda column, key: figure(columns[column], key, (coverage or {}).get(column))
+  rows = [['metric, %', *columns]] + [[label, *(cell(c, key) for c in columns)] for key, label in names]
+  return markdown(rows)
+
+
+def figure(metrics: dict[str, float], key: str, coverage: evaluators.Coverage | None) -> str:
+  """A figure in percent, with the coverage beside it where something is missing; '–' where it was not measured."""
+  if key not in metrics:
+    return '–'
+  return f'{100 * metrics[key]:.1f}{"" if coverage is None else coverage.beside(key)}'
+
+
+def markdown(rows: Sequence[Sequence[str]]) -> str:
+  """Rows of cells, the first the head, as a Markdown table with aligned columns."""
+  rows = [[cell.replace('|', '\\|') for cell in row] for row in rows]
   widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
   lines = ['| ' + ' | '.join(c.ljust(w) for c, w in zip(row, widths)) + ' |' for row in rows]
-  lines[1] = '| ' + ' | '.join('-' * w for w in widths) + ' |'
-  return '\n'.join(lines)
-
+  return '\n'.join([lines[0], '| ' + ' | '.join('-' * w for w in widths) + ' |', *lines[1:]])
