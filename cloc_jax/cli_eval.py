@@ -24,6 +24,8 @@ def add_verbs(verbs) -> None:
                         help="of an image folder: ImageNet's classes, with CLIP's names and 80 templates")
   evaluate.add_argument('--labels', metavar='FILE', help="with --task imagenet, of the validation archive's flat folder: "
                         'LOC_val_solution.csv, or lines «FILE WNID»')
+  evaluate.add_argument('--proposals', metavar='FILE', help="boxes of a detector, for zero-shot detection (AP) and "
+                        "grounding: COCO's results as JSON, or NPZ with image_id, bbox (xywh, pixels) and score")
   evaluate.add_argument('--allow-missing', action='store_true', help='leave out images that are missing or unreadable, '
                         'and print beside every figure how many of how many it is of')
   evaluate.add_argument('--split', action='append', metavar='NAME', help='may be repeated; default: all but train')
@@ -86,9 +88,10 @@ def _eval_split(encoder, args, *, split, out, dumped):
   from cloc_jax import evaluate
   evaluation, predictions = evaluate.run_encoder(encoder, path=args.data, split=split, batch_size=args.batch_size,
                                                  limit=args.limit, pool_limit=args.pool_limit,
-                                                 allow_missing=args.allow_missing, progress=_counter(split))
+                                                 allow_missing=args.allow_missing, proposals=args.proposals,
+                                                 progress=_counter(split))
   path = evaluate.write(evaluation, out / f'{split}.json', **encoder.info, data=os.fspath(args.data), split=split,
-                        limit=args.limit)
+                        limit=args.limit, **({'proposals': os.path.abspath(args.proposals)} if args.proposals else {}))
   if dumped is not None:
     evaluate.dump(dumped, predictions, encoder, path=args.data, split=split)
   print(f'\r{split}: {path}', file=sys.stderr)
@@ -100,7 +103,7 @@ def _eval_split(encoder, args, *, split, out, dumped):
 
 def _eval_imagefolder(encoder, args) -> int:
   from cloc_jax import evaluate
-  for option in ('split', 'dump', 'region_embedding', 'pool_limit'):
+  for option in ('split', 'dump', 'region_embedding', 'pool_limit', 'proposals'):
     if getattr(args, option):
       raise ValueError(f'--{option.replace("_", "-")} does not apply to --imagefolder')
   name = pathlib.Path(args.imagefolder).resolve().name

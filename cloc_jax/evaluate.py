@@ -9,9 +9,10 @@ import numpy as np
 
 from cloc_jax import dump as dump_lib
 from cloc_jax import encoders, evaluators, inference
-from cloc_jax.data import eval_pipeline, imagefolder, imagenet, scan, schema
+from cloc_jax.data import eval_pipeline, imagefolder, imagenet, scan, schema, sources
+from cloc_jax.data import proposals as proposals_lib
+from cloc_jax.evaluators import average_precision, detection, suite, zeroshot
 from cloc_jax.evaluators import coverage as coverage_lib
-from cloc_jax.evaluators import suite, zeroshot
 
 _log = logging.getLogger('cloc_jax.evaluate')
 
@@ -29,7 +30,11 @@ HEADLINES = (
     ('grounding/acc_iou50', 'grounding, accuracy at IoU 0.5'),
     ('grounding/mean_iou', 'grounding, mean IoU'),
     ('grounding_proposals/acc_iou50', "grounding among the image's boxes, accuracy"),
+    ('grounding_supplied/acc_iou50', 'grounding among the supplied boxes, accuracy'),
     ('pointing_game/patch_acc', 'pointing game, best patch'),
+    ('detection/ap', 'detection over the supplied boxes, AP'),
+    ('detection/ap50', 'detection over the supplied boxes, AP50'),
+    ('detection/ap_rare', 'detection over the supplied boxes, AP of rare classes'),
 )
 
 
@@ -53,6 +58,7 @@ def run(functions: inference.Functions, params, *, path: str | os.PathLike, spli
 
 def run_encoder(encoder: encoders.Encoder, *, path: str | os.PathLike, split: str, batch_size: int = 64,
                 limit: int | None = None, pool_limit: int | None = None, allow_missing: bool = False,
+                proposals: str | os.PathLike | None = None,
                 progress=None) -> tuple[evaluators.Evaluation, evaluators.Predictions]:
   """Evaluates any encoder on a split.
 
@@ -63,6 +69,7 @@ def run_encoder(encoder: encoders.Encoder, *, path: str | os.PathLike, split: st
     limit: take the first so many images alone.
     pool_limit: take the first so many regions alone for region retrieval.
     allow_missing: leave out, and count, images that cannot be read.
+    proposals: a file of boxes (data.proposals.read) for zero-shot detection and grounding, beside the other figures.
     progress: called with the number of images done.
 
   Raises:
@@ -75,12 +82,47 @@ def run_encoder(encoder: encoders.Encoder, *, path: str | os.PathLike, split: st
   batches = counter(eval_pipeline.eval_batches(
       path, split=split, batch_size=batch_size, image_size=encoder.image_size, pad=encoder.pad, limit=limit,
       on_error='mask' if allow_missing else 'raise'))
-  predictions = evaluators.collect(encoder.fns, batches, progress=progress)
-  evaluation = evaluators.evaluate_all(predictions, fns=encoder.fns, meta=meta, pool_limit=pool_limit)
+  fns, detector = encoder.fns, None
+  if proposals is not None:
+    fns = detection.images_once(fns)
+    detector = _detector(fns, proposals, path=path, split=split, meta=meta)
+    batches = detector.watch(fns, batches)
+  predictions = evaluators.collect(fns, batches, progress=progress)
+  evaluation = evaluators.evaluate_all(predictions, fns=fns, meta=meta, pool_limit=pool_limit)
   evaluation = dataclasses.replace(evaluation, coverage=counter.coverage)
+  if detector is not None:
+    found = dict(detector.run())
+    measured = {name.partition('/')[0] for name in found}
+    evaluation.metrics.update(found)
+    evaluation.protocols.update({name: p for name, p in detector.protocols.items() if name in measured})
+    if 'detection' not in measured:
+      evaluation.skipped['detection'] = 'the data set lists no categories'
   for what, why in evaluation.skipped.items():
     _log.info('%s: %s not measured: %s', split, what, why)
   return evaluation, predictions
+
+
+def _detector(fns, file, *, path, split, meta) -> detection.Detection:
+  """Reads the proposals, and refuses what would only show after an hour of encoding."""
+  if fns.embed_regions is None:
+    raise ValueError('proposals: this encoder embeds no regions; choose roi, mask-pool or crop')
+  average_precision.check_installed()
+  proposals, sizes = proposals_lib.read(file), {}
+  source = sources.RecordSource(path, split=split)
+  for i in range(len(source)):
+    try:
+      example = source[i]
+    except sources.RecordError:
+      continue  # the pass itself says so, or counts it
+    sizes[example.image_id] = (example.height, example.width)
+  proposals.check(sizes, where=os.fspath(file))
+  others = sum(image not in sizes for image in proposals.boxes)
+  for count, what in ((others, 'images have proposals but are not in the split'),
+                      (proposals.dropped, 'proposals have no area')):
+    if count:
+      _log.warning('%s: %d %s; left out', file, count, what)
+  return detection.Detection(categories=meta.categories, encode_text=fns.encode_text, proposals=proposals.of,
+                             truth=average_precision.truth_of(meta, split))
 
 
 def run_imagefolder(encoder: encoders.Encoder, *, path: str | os.PathLike, classes: str | os.PathLike | None = None,
