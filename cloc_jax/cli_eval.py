@@ -1,5 +1,6 @@
 """`cloc eval` and `cloc eval-diff`."""
 import contextlib
+import dataclasses
 import os
 import pathlib
 import sys
@@ -41,6 +42,8 @@ def add_verbs(verbs) -> None:
   evaluate.add_argument('--out', metavar='DIR', help='write SPLIT.json there; default: RUN/evals, or RUN/evals/DATA '
                         "for another data set than the run's own; evals/ENCODER/DATA for others' encoders")
   evaluate.add_argument('--dump', metavar='FILE.parquet', help='also write what was predicted of every region')
+  evaluate.add_argument('--report', metavar='FILE', action='append', default=[], help='also write a page (.html) with '
+                        'examples, confusions and published figures, or those figures as Markdown (.md); may be repeated')
   evaluate.set_defaults(run=_eval)
 
   diff = verbs.add_parser('eval-diff', help='compare the dumps of two evaluations: which boxes flipped',
@@ -54,7 +57,9 @@ def add_verbs(verbs) -> None:
 
 def _eval(args) -> int:
   import jax
-  from cloc_jax import compiler, encoders, evaluate, sharding
+  from cloc_jax import compiler, encoders, eval_report, evaluate, sharding
+  for report in args.report:
+    eval_report.check_name(report)
   compiler.keep_compiled()
   mesh = sharding.make_mesh() if jax.device_count() > 1 else None
   encoder = encoders.load(args.checkpoint or args.encoder, step=args.step, mesh=mesh)
@@ -66,13 +71,13 @@ def _eval(args) -> int:
   encoder = encoders.with_regions(encoder, args.region_embedding)
   splits = evaluate.splits_to_evaluate(args.data, args.split)
   out = pathlib.Path(args.out) if args.out else _evals_folder(encoder, args)
-  found = {}
+  parts = []
   with _dump(args, encoder) as dumped:
     for split in splits:
-      found[split] = _eval_split(encoder, args, split=split, out=out, dumped=dumped)
+      parts.append(_eval_split(encoder, args, split=split, out=out, dumped=dumped))
   if args.dump:
     print(f'{args.dump}: the predictions', file=sys.stderr)
-  print(evaluate.table({s: e.metrics for s, e in found.items()}, {s: e.coverage for s, e in found.items()}))
+  _print_and_report(parts, encoder, args, data=os.path.abspath(args.data))
   return 0
 
 
@@ -85,7 +90,8 @@ def _dump(args, encoder):
 
 
 def _eval_split(encoder, args, *, split, out, dumped):
-  from cloc_jax import evaluate
+  from cloc_jax import eval_report, evaluate, findings, pictures, published
+  from cloc_jax.data import schema
   evaluation, predictions = evaluate.run_encoder(encoder, path=args.data, split=split, batch_size=args.batch_size,
                                                  limit=args.limit, pool_limit=args.pool_limit,
                                                  allow_missing=args.allow_missing, proposals=args.proposals,
@@ -98,16 +104,22 @@ def _eval_split(encoder, args, *, split, out, dumped):
   for what, why in evaluation.skipped.items():
     print(f'{split}: {what} not measured: {why}', file=sys.stderr)
   _say_coverage(split, evaluation.coverage)
-  return evaluation
+  meta = schema.read_meta(args.data)
+  part = eval_report.Part(split, evaluation, data=published.data_of(meta))
+  if not any(report.endswith('.html') for report in args.report):
+    return part
+  found = findings.choose(predictions, categories=meta.categories, encode_text=encoder.fns.encode_text)
+  drawn, missing = pictures.of_data_set(args.data, {(split, image) for image in found.images})
+  return dataclasses.replace(part, found=found, pictures={image: p for (_, image), p in drawn.items()}, missing=missing)
 
 
 def _eval_imagefolder(encoder, args) -> int:
-  from cloc_jax import evaluate
+  from cloc_jax import eval_report, evaluate, findings, pictures
   for option in ('split', 'dump', 'region_embedding', 'pool_limit', 'proposals'):
     if getattr(args, option):
       raise ValueError(f'--{option.replace("_", "-")} does not apply to --imagefolder')
   name = pathlib.Path(args.imagefolder).resolve().name
-  evaluation, about = evaluate.run_imagefolder(
+  evaluation, about, classified = evaluate.run_imagefolder(
       encoder, path=args.imagefolder, classes=args.classes, task=args.task, labels=args.labels, limit=args.limit,
       allow_missing=args.allow_missing, batch_size=args.batch_size, progress=_counter(name))
   folder = pathlib.Path(args.out) if args.out else _evals_folder(encoder, args)
@@ -117,8 +129,19 @@ def _eval_imagefolder(encoder, args) -> int:
   if about['other_files']:
     print(f'{name}: {about["other_files"]} files are no images and were left out', file=sys.stderr)
   _say_coverage(name, evaluation.coverage)
-  print(evaluate.table({name: evaluation.metrics}, {name: evaluation.coverage}))
+  part = eval_report.Part(name, evaluation, data=args.task or '')
+  if any(report.endswith('.html') for report in args.report):
+    found = findings.of_folder(classified)
+    part = dataclasses.replace(part, found=found, pictures=pictures.of_files(found.images))
+  _print_and_report([part], encoder, args, data=os.path.abspath(args.imagefolder))
   return 0
+
+
+def _print_and_report(parts, encoder, args, *, data) -> None:
+  from cloc_jax import eval_report, evaluate
+  for report in args.report:
+    print(f'{eval_report.write(parts, report, info=encoder.info, data=data)}: the report', file=sys.stderr)
+  print(evaluate.table({p.name: p.evaluation.metrics for p in parts}, {p.name: p.evaluation.coverage for p in parts}))
 
 
 def _say_coverage(name, coverage) -> None:

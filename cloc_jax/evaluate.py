@@ -128,7 +128,7 @@ def _detector(fns, file, *, path, split, meta) -> detection.Detection:
 def run_imagefolder(encoder: encoders.Encoder, *, path: str | os.PathLike, classes: str | os.PathLike | None = None,
                     task: str | None = None, labels: str | os.PathLike | None = None, allow_missing: bool = False,
                     batch_size: int = 64, limit: int | None = None,
-                    progress=None) -> tuple[evaluators.Evaluation, dict]:
+                    progress=None) -> tuple[evaluators.Evaluation, dict, zeroshot.Classified]:
   """Zero-shot classification of a folder with one folder a class.
 
   Args:
@@ -142,7 +142,8 @@ def run_imagefolder(encoder: encoders.Encoder, *, path: str | os.PathLike, class
     progress: called with the number of images done.
 
   Returns:
-    The evaluation, and JSON values about it: per-class accuracy, templates, files that are no images.
+    The evaluation; JSON values about it: per-class accuracy, templates, files that are no images; and what became of
+    each image.
   """
   if task is not None:
     if classes is not None:
@@ -170,12 +171,15 @@ def run_imagefolder(encoder: encoders.Encoder, *, path: str | os.PathLike, class
   evaluator = evaluators.ZeroShot(class_names=listed.names, encode_text=suite.encoded_once(encoder.fns.encode_text),
                                   templates=listed.templates, prefix='zeroshot/')
   metrics = dict(evaluator.run(z_image=z_image, labels=labels))
-  per_class = evaluator.per_class(evaluator.ranks(z_image=z_image, labels=labels), labels=labels)
+  classified = evaluator.measure(z_image=z_image, labels=labels)
+  per_class = evaluator.per_class(classified.rank, labels=labels)
+  classified = dataclasses.replace(classified, images=tuple(str(found.paths[i]) for i in np.flatnonzero(kept)))
   coverage = evaluators.Coverage(images=len(labels), of_images=found.expected or len(found.paths),
                                  unreadable=tuple(unreadable[:coverage_lib.NAMED]))
   evaluation = evaluators.Evaluation(metrics=metrics, skipped={}, coverage=coverage,
                                      protocols={'zeroshot': evaluator.protocol} | ({'task': protocol} if task else {}))
-  return evaluation, {'per_class': per_class, 'templates': list(listed.templates), 'other_files': found.other_files}
+  about = {'per_class': per_class, 'templates': list(listed.templates), 'other_files': found.other_files}
+  return evaluation, about, classified
 
 
 def dump(writer: dump_lib.Writer, predictions: evaluators.Predictions, encoder: encoders.Encoder, *,

@@ -1,12 +1,30 @@
 """Zero-shot classification of whole images from class names."""
+import dataclasses
 from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from cloc_jax.evaluators import ranking
 
+TOP = 5
 # The plainest template; ImageNet's published figures use eighty.
 DEFAULT_TEMPLATES = ('a photo of a {}.',)
+
+
+@dataclasses.dataclass(frozen=True)
+class Classified:
+  """What became of every image. images: names, where they are known. class_names: C names.
+
+  label, rank: (n,) int64, the right class and how many others come before it. own_score: (n,) its cosine.
+  top, top_scores: (n, ≤ 5), the most similar classes, best first, and their cosines.
+  """
+  class_names: tuple[str, ...]
+  label: np.ndarray
+  rank: np.ndarray
+  own_score: np.ndarray
+  top: np.ndarray
+  top_scores: np.ndarray
+  images: tuple[str, ...] = ()
 
 
 class ZeroShot:
@@ -56,6 +74,13 @@ class ZeroShot:
     yield self._prefix + 'macc', float(np.mean(list(self.per_class(rank, labels=labels).values())))
     yield self._prefix + 'images', len(labels)
     yield self._prefix + 'classes', len(self._class_names)
+
+  def measure(self, *, z_image, labels) -> Classified:
+    """The outcome image by image; arguments and errors as `ranks`."""
+    rank, z_class = self.ranks(z_image=z_image, labels=labels), self.classifier()
+    top, scores = ranking.top(z_image, z_pool=z_class, k=TOP)
+    return Classified(class_names=self._class_names, label=np.asarray(labels), rank=rank, top=top, top_scores=scores,
+                      own_score=np.einsum('ne,ne->n', z_image, z_class[labels]))
 
   def per_class(self, rank, *, labels) -> dict[str, float]:
     """Top-1 accuracy of each class that occurs; names that are there twice get their number behind them."""
