@@ -23,8 +23,8 @@ def add_verbs(verbs) -> None:
                         '"templates": ["a photo of a {}."]}; default: the folders\' names, that template')
   evaluate.add_argument('--task', choices=('imagenet', 'imagenet-v2', 'imagenet-a', 'imagenet-r', 'imagenet-sketch'),
                         help="of an image folder: ImageNet's classes, with CLIP's names and 80 templates")
-  evaluate.add_argument('--labels', metavar='FILE', help="with --task imagenet, of the validation archive's flat folder: "
-                        'LOC_val_solution.csv, or lines «FILE WNID»')
+  evaluate.add_argument('--labels', metavar='FILE', help="with --task imagenet, of the validation archive's flat "
+                        'folder: LOC_val_solution.csv, or lines «FILE WNID»')
   evaluate.add_argument('--proposals', metavar='FILE', help="boxes of a detector, for zero-shot detection (AP) and "
                         "grounding: COCO's results as JSON, or NPZ with image_id, bbox (xywh, pixels) and score")
   evaluate.add_argument('--allow-missing', action='store_true', help='leave out images that are missing or unreadable, '
@@ -37,13 +37,13 @@ def add_verbs(verbs) -> None:
   evaluate.add_argument('--pool-limit', type=int, help='the first so many regions alone, for region retrieval')
   evaluate.add_argument('--region-embedding', choices=('model', 'prompter', 'roi', 'mask-pool', 'crop'),
                         help="model: its own region branch, a Prompter for one (default); roi, mask-pool: of its "
-                             "patches (roi is the default for others' encoders); crop: cut every box out and encode it as an "
-                             'image')
+                             "patches (roi is the default for others' encoders); crop: cut every box out and encode it "
+                             'as an image')
   evaluate.add_argument('--out', metavar='DIR', help='write SPLIT.json there; default: RUN/evals, or RUN/evals/DATA '
                         "for another data set than the run's own; evals/ENCODER/DATA for others' encoders")
   evaluate.add_argument('--dump', metavar='FILE.parquet', help='also write what was predicted of every region')
   evaluate.add_argument('--report', metavar='FILE', action='append', default=[], help='also write a page (.html) with '
-                        'examples, confusions and published figures, or those figures as Markdown (.md); may be repeated')
+                        'examples, confusions and published figures, or the figures as Markdown (.md); may be repeated')
   evaluate.set_defaults(run=_eval)
 
   diff = verbs.add_parser('eval-diff', help='compare the dumps of two evaluations: which boxes flipped',

@@ -73,6 +73,7 @@ def svg(confusion: Confusion) -> str:
     says = html.escape(f'{confusion.classes[i]} → {confusion.classes[j]}: {n:,} of {total[i]:,}')
     # A share of a few percent must still show: the root lifts it.
     parts.append(f'<rect class="{"right" if i == j else "wrong"}" x="{margin + j * cell}" y="{margin + i * cell}" '
-                 f'width="{cell}" height="{cell}" fill-opacity="{max(share, 0.01) ** 0.5:.2f}"><title>{says}</title></rect>')
+                 f'width="{cell}" height="{cell}" fill-opacity="{max(share, 0.01) ** 0.5:.2f}"><title>{says}</title>'
+                 '</rect>')
   return (f'<div class="confusion"><svg viewBox="0 0 {side} {side}" width="{side}" role="img" '
           f'aria-label="confusion of {count} classes">{"".join(parts)}</svg></div>')

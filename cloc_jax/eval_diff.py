@@ -145,8 +145,8 @@ def _summary(found) -> str:
   lines = ''.join(f'<tr><td>{html.escape(c or "(none)")}</td><td>{w:,}</td><td>{b:,}</td></tr>'
                   for c, (w, b) in rows[:_CLASSES])
   more = f'<p class="soft">… and {len(rows) - _CLASSES:,} classes more</p>' if len(rows) > _CLASSES else ''
-  table = ('' if not rows else '<table><thead><tr><th>class</th><th>right → wrong</th><th>wrong → right</th></tr></thead>'
-           f'<tbody>{lines}</tbody></table>{more}')
+  head = '<tr><th>class</th><th>right → wrong</th><th>wrong → right</th></tr>'
+  table = f'<table><thead>{head}</thead><tbody>{lines}</tbody></table>{more}' if rows else ''
   return (f'<p>{100 * found.right_a / found.both:.1f} % → {100 * found.right_b / found.both:.1f} % of {found.both:,}; '
           f'<span class="bad">right → wrong {worse:,}</span>, '
           f'<span class="good">wrong → right {len(found.flips) - worse:,}</span></p>{table}')

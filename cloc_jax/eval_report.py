@@ -219,7 +219,8 @@ def _region(region, drawn) -> str:
     if region.found is not None:
       overlay += page.box(place(region.found), index=0, side=side, number=False)
     picture = page.picture(canvas, overlay)
-  mark = f'<span class="{"good" if region.right else "bad"}">{html.escape(region.says)} {"✓" if region.right else "✗"}</span>'
+  kind, sign = ('good', '✓') if region.right else ('bad', '✗')
+  mark = f'<span class="{kind}">{html.escape(region.says)} {sign}</span>'
   if region.scores and not region.right:
     mark += f' <span class="soft">should be {html.escape(region.title)}</span>'
   title = '' if region.scores else f'<p>{html.escape(region.title)}</p>'
@@ -238,11 +239,11 @@ def _confusion(found) -> str:
   worst = sorted(rest, key=lambda c: (c[1] / c[2], -c[2]))[:_CLASSES]
   pairs = _table(['most confused', 'taken for', 'how often', 'share of the class'],
                  [[a, b, f'{n:,}', f'{100 * share:.0f} %'] for a, b, n, share in found.pairs(_PAIRS)], text=(0, 1))
-  tables = f'<div>{pairs}</div>' + ''.join(
-      f'<div>{_accuracy(name, rows)}</div>' for name, rows in (('best classes', best), ('worst classes', worst)) if rows)
+  named = (('best classes', best), ('worst classes', worst))
+  tables = ''.join(f'<div>{t}</div>' for t in [pairs, *(_accuracy(name, rows) for name, rows in named if rows)])
   if len(found.classes) <= confusion.MOST_DRAWN:
-    matrix = ('<p class="soft">A row is a class, a column what it was taken for; the darker, the larger the share of the '
-              f'row.</p>{confusion.svg(found)}')
+    matrix = ('<p class="soft">A row is a class, a column what it was taken for; the darker, the larger the share of '
+              f'the row.</p>{confusion.svg(found)}')
   else:
     matrix = f'<p class="soft">{len(found.classes):,} classes are too many to draw as a matrix.</p>'
   return f'<h3>Confusion</h3><div class="columns">{tables}</div>{matrix}'
@@ -258,7 +259,9 @@ def _accuracy(name, rows) -> str:
 
 
 def _image_asks(answer, drawn) -> str:
-  shown = f'<figure>{page.picture(drawn[answer.query][0])}</figure>' if answer.query in drawn else html.escape(answer.query)
+  shown = html.escape(answer.query)
+  if answer.query in drawn:
+    shown = f'<figure>{page.picture(drawn[answer.query][0])}</figure>'
   lines = ''.join(f'<li><span class="{"good" if right else "soft"}">{"✓" if right else "✗"} {score:.2f}</span> '
                   f'<span>{html.escape(text)}</span></li>' for text, score, right in answer.answers)
   return f'<div class="asked"><div>{shown}</div><ol>{lines}</ol></div>'

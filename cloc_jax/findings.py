@@ -59,7 +59,8 @@ class Findings:
     return shown
 
 
-def choose(predictions: evaluators.Predictions, *, categories: Sequence[str], encode_text, examples: int = 8) -> Findings:
+def choose(predictions: evaluators.Predictions, *, categories: Sequence[str], encode_text,
+           examples: int = 8) -> Findings:
   """Chooses up to `examples` of each kind; what cannot be measured is left out.
 
   Args:
@@ -102,8 +103,15 @@ def of_folder(classified: zeroshot.Classified, *, examples: int = 8) -> Findings
 
   best = _spread(np.argsort(-margin), right, image=every, kind=c.label, most=examples)
   worst = _spread(np.argsort(margin), ~right, image=every, kind=c.label, most=examples)
-  return Findings(retrieval={}, confusion=confusion_lib.count(c.label, c.top[:, 0], classes=c.class_names), regions={
-      'Right, by the widest margin': tuple(map(region, best)), 'Wrong, by the widest margin': tuple(map(region, worst))})
+  regions = {'Right, by the widest margin': tuple(map(region, best)),
+             'Wrong, by the widest margin': tuple(map(region, worst))}
+  return Findings(regions=regions, retrieval={},
+                  confusion=confusion_lib.count(c.label, c.top[:, 0], classes=_distinct(c.class_names)))
+
+
+def _distinct(names) -> tuple[str, ...]:
+  """Names that are there twice get their number behind them."""
+  return tuple(n if names.count(n) == 1 else f'{n} ({i})' for i, n in enumerate(names))
 
 
 def _recognition(result, predictions, *, z_class, examples):

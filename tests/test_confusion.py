@@ -35,7 +35,8 @@ def test_the_matrix_draws_each_cell_once_in_its_place():
   origin = place(found['<cat> → <cat>: 2 of 3'])
   assert np.allclose(np.subtract(place(found['<cat> → dog: 1 of 3']), origin), (0, 1))
   assert np.allclose(np.subtract(place(found['bus → <cat>: 1 of 1']), origin), (2, 0))
-  assert found['dog → dog: 1 of 1'].attributes['class'] == 'right' and found['bus → <cat>: 1 of 1'].attributes['class'] == 'wrong'
+  kind = lambda name: found[name].attributes['class']
+  assert kind('dog → dog: 1 of 1') == 'right' and kind('bus → <cat>: 1 of 1') == 'wrong'
   opacity = lambda name: float(found[name].attributes['fill-opacity'])
   assert opacity('<cat> → dog: 1 of 3') < opacity('<cat> → <cat>: 2 of 3') < opacity('bus → <cat>: 1 of 1') == 1
   many = confusion.count(range(101), range(101), classes=[str(i) for i in range(101)])

@@ -49,7 +49,8 @@ def test_what_differs_is_said():
 
 
 def test_data_sets_are_known_by_their_provenance():
-  of = lambda provenance, name='x': published.data_of(types.SimpleNamespace(name=name, extra={'provenance': provenance}))
+  of = lambda provenance, name='x': published.data_of(
+      types.SimpleNamespace(name=name, extra={'provenance': provenance}))
   assert [of('coco annotations'), of('lvis annotations'), of('RefCOCO annotations on COCO images'),
           of('Flickr30k Entities annotations on …'), of('objects365 annotations'), of('cocoa annotations')] == [
               'coco', 'lvis', 'refcoco', 'flickr30k', '', '']

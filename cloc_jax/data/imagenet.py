@@ -98,10 +98,10 @@ def read_labels(path: str | os.PathLike, *, files: list[str]) -> dict[str, int]:
     split = [line.split() for line in lines]
     if all(len(words) == 1 for words in split):
       if all(words[0].isdecimal() for words in split):
-        raise ValueError(f"{path}: numbers alone are the development kit's own class ids, which are not in the order of "
-                         'the WordNet ids; expected WordNet ids, or «FILE NUMBER» with numbers from 0 in their order')
+        raise ValueError(f"{path}: numbers alone are the development kit's own class ids, which are not in the order "
+                         'of the WordNet ids; expected those, or «FILE NUMBER» with numbers from 0 in their order')
       if len(split) != len(files):
-        raise ValueError(f'{path}: {len(split)} lines for {len(files)} images; without file names there must be as many')
+        raise ValueError(f'{path}: {len(split)} lines for {len(files)} images; without file names expected as many')
       split = [[name, *words] for name, words in zip(sorted(files), split)]
     rows = [(words[0].rpartition('/')[2], words[-1]) for words in split]
   number = {wnid: i for i, wnid in enumerate(_content()['classes'])}
@@ -132,7 +132,7 @@ def _base(root, task, *, allow_missing) -> pathlib.Path:
     if any(p.name.startswith(_FLAT) for p in root.iterdir()):
       raise ValueError(f'{root}: no class folders, but images beside each other: {_ARRANGE}')
     some = ', '.join(task.classes.folders[:3])
-    raise ValueError(f'{root}: expected the {len(wanted)} class folders of {task.title} ({some}, …), found none of them')
+    raise ValueError(f'{root}: expected the {len(wanted)} class folders of {task.title} ({some}, …), found none')
   if len(holding) > 1:
     raise ValueError(f'{root}: {len(holding)} folders in it hold classes; give one: {", ".join(map(str, holding[:4]))}')
   base = holding[0]
@@ -141,8 +141,8 @@ def _base(root, task, *, allow_missing) -> pathlib.Path:
   extra = sorted(present - wanted)
   other = [t for t in TASKS if t != task.name and present == set(read_task(t).classes.folders)]
   if extra or (missing and not allow_missing):
-    what = '; '.join(f'{len(some)} {how}, such as {", ".join(some[:3])}'
-                     for some, how in ((missing, 'class folders are missing'), (extra, 'are none of its classes')) if some)
+    wrong = ((missing, 'class folders are missing'), (extra, 'are none of its classes'))
+    what = '; '.join(f'{len(some)} {how}, such as {", ".join(some[:3])}' for some, how in wrong if some)
     hint = (f'. These are the folders of --task {" or ".join(other)}' if other else
             '' if extra else '; --allow-missing takes what there is')
     raise ValueError(f'{base}: expected the {len(wanted)} class folders of {task.title}: {what}{hint}')

@@ -16,6 +16,6 @@ from cloc_jax.evaluators.retrieval import ImageTextRetrieval
 from cloc_jax.evaluators.suite import Evaluation, evaluate_all
 from cloc_jax.evaluators.zeroshot import ZeroShot
 
-__all__ = ['Coverage', 'EncoderFns', 'Evaluation', 'Grounding', 'ImageTextRetrieval', 'NothingToMeasure', 'PointingGame',
-           'Predictions', 'ProposalGrounding', 'RegionRecognition', 'RegionRetrieval', 'ZeroShot', 'collect',
-           'crop_regions', 'evaluate_all', 'pooled_regions']
+__all__ = ['Coverage', 'EncoderFns', 'Evaluation', 'Grounding', 'ImageTextRetrieval', 'NothingToMeasure',
+           'PointingGame', 'Predictions', 'ProposalGrounding', 'RegionRecognition', 'RegionRetrieval', 'ZeroShot',
+           'collect', 'crop_regions', 'evaluate_all', 'pooled_regions']

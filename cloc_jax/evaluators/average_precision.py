@@ -111,7 +111,7 @@ def run(images: Sequence[Image], *, categories: Sequence[str], truth: Truth):
 
 
 def _evaluate(entries, gts, images, *, categories, truth):
-  """(precision (T, R, K, A), recall (T, K, A)) over thresholds, recalls, classes and areas; -1 where there is nothing."""
+  """(precision (T, R, K, A), recall (T, K, A)) over thresholds, recalls, classes and areas; -1 where nothing is."""
   import faster_coco_eval
   listed = [{'id': i, 'name': name, 'frequency': f} for i, (name, f) in enumerate(
       zip(categories, truth.frequencies or [''] * len(categories)))]

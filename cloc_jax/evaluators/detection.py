@@ -1,4 +1,4 @@
-"""Zero-shot detection and grounding over supplied proposals: what is left of the boxes is boiled down image by image."""
+"""Zero-shot detection and grounding over supplied proposals, of which each image keeps its best detections alone."""
 import dataclasses
 from collections.abc import Callable, Sequence
 
@@ -24,7 +24,7 @@ class Detection:
   may be there with several classes. Yields, besides what average_precision gives for them under detection/:
     detection/proposals                     of an image, mean over the images that have any
     detection/images_without_proposals      they find nothing, and count
-    detection/recall_proposals              share of the true boxes that some proposal meets at IoU 0.5: no model is better
+    detection/recall_proposals              share of the true boxes that some proposal meets at IoU 0.5: a bound
   and where regions have captions, of ranking the proposals by their similarity to each:
     grounding_supplied/acc_iou50, mean_iou  of the most similar proposal; of equals the one that fits worst
     grounding_supplied/recall_proposals, phrases

@@ -30,7 +30,7 @@ class Evaluation:
   coverage: Coverage | None = None
 
   def to_json(self, path: str | os.PathLike, *, extra: dict | None = None) -> None:
-    """Writes metrics, skipped, protocols, coverage and the entries of `extra` (data set, step, …) to `path`, atomically.
+    """Writes these and the entries of `extra` (data set, step, …) to `path`, atomically.
 
     Raises:
       ValueError: if `extra` uses one of those names, or a value is NaN or infinite, which JSON cannot hold.

@@ -42,7 +42,8 @@ def test_images_of_each_class_come_with_its_label(root):
   found = imagefolder.find(root, classes_of(root))
   assert found.labels.tolist() == [0] * 3 + [1] * 3 + [2] * 3 and found.other_files == 1
   batches = list(imagefolder.batches(found, batch_size=4, image_size=8, pad='center'))
-  assert [n.tolist() for _, n in batches] == [[True] * 4] * 2 + [[True] + [False] * 3] and all(x.shape == (4, 8, 8, 3) for x, _ in batches)
+  assert [n.tolist() for _, n in batches] == [[True] * 4] * 2 + [[True] + [False] * 3]
+  assert all(x.shape == (4, 8, 8, 3) for x, _ in batches)
   images = np.concatenate([x[n] for x, n in batches])
   np.testing.assert_array_equal(images[:, 4, 4], [c for c in COLORS.values() for _ in range(3)])
   assert imagefolder.find(root, classes_of(root), limit=3).labels.tolist() == [0, 1, 2], 'spread over the classes'

@@ -5,9 +5,9 @@ import pytest
 
 from cloc_jax.data import imagenet
 
-# Of the lists as three publishers have them: the names and templates of OpenAI's notebook, open_clip's
-# zero_shot_metadata.py and CLIP_benchmark's en_classnames.json; the WordNet ids of imagenet-r's and natural-adv-examples's
-# eval.py, timm's imagenet_{,a_,r_}synsets.txt and CLIP_benchmark's builder.py. Joined by line breaks.
+# Of the lists as three publishers have them, joined by line breaks. Names and templates: OpenAI's notebook, open_clip's
+# zero_shot_metadata.py, CLIP_benchmark's en_classnames.json. WordNet ids: eval.py of imagenet-r and of
+# natural-adv-examples, timm's imagenet_synsets.txt and those of -a and -r, CLIP_benchmark's builder.py.
 SHA256 = {
     'names': '571ae1c583b4be7da87519494c52bf405a46af05d5815627c7a0dee997068b60',
     'templates': '4f976686fb651bb5803d4689dcd849f75efe0ef19a3c801355bc9a6f03c8a5af',

@@ -64,6 +64,6 @@ def test_corners_in_place_of_widths_and_other_images_are_noticed(tmp_path):
   wrong = proposals.read(write(tmp_path / 'b.json', [row(1, c) for c in corners.tolist()]))
   with pytest.raises(ValueError, match='b.json: .*xyxy pixels'):
     wrong.check(sizes, where='b.json')
-  with pytest.raises(ValueError, match=r"no proposal for any of the 1 images; the file speaks of images such as \['1'\], "
-                                       r"the data set of \['x'\]"):
+  with pytest.raises(ValueError, match=r"no proposal for any of the 1 images; the file speaks of images such as "
+                                       r"\['1'\], the data set of \['x'\]"):
     right.check({'x': (400, 400)}, where='a.json')

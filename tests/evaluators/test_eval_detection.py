@@ -104,7 +104,8 @@ def test_ap_by_hand():
 
 def test_lvis_counts_a_class_where_it_is_known():
   """A dog is found on the cat's image, above the dog of another image: wrong, unknown, or excused."""
-  dog = Image(image_id='im1', boxes=np.float32([[0, 0, 50, 50]]), categories=('dog',), found=np.float32([[0, 0, 50, 50]]),
+  box = np.float32([[0, 0, 50, 50]])
+  dog = Image(image_id='im1', boxes=box, categories=('dog',), found=box,
               found_label=np.array([1]), score=np.array([0.4]), size=(200, 200))
   images = [box_image([0, 1], [0.9, 0.8]), dog]
   ap = lambda **truth: dict(average_precision.run(images, categories=NAMES, truth=Truth(

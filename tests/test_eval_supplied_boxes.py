@@ -38,7 +38,8 @@ def painted_fixture(tmp_path):
   """(data set, its true boxes as COCO's results)."""
   examples = [painted_example(i) for i in range(6)]
   path = tmp_path / 'set'
-  schema.write_dataset(path, meta=schema.DatasetMeta(name='painted', categories=tuple(COLORS)), splits={'val': examples})
+  meta = schema.DatasetMeta(name='painted', categories=tuple(COLORS))
+  schema.write_dataset(path, meta=meta, splits={'val': examples})
   rows = []
   for e in examples:
     for region in e.regions:
