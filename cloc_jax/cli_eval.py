@@ -121,7 +121,8 @@ def _eval_imagefolder(encoder, args) -> int:
   name = pathlib.Path(args.imagefolder).resolve().name
   evaluation, about, classified = evaluate.run_imagefolder(
       encoder, path=args.imagefolder, classes=args.classes, task=args.task, labels=args.labels, limit=args.limit,
-      allow_missing=args.allow_missing, batch_size=args.batch_size, progress=_counter(name))
+      allow_missing=args.allow_missing, batch_size=args.batch_size, progress=_counter(name),
+      text_progress=_counter(name, what='prompts'))
   folder = pathlib.Path(args.out) if args.out else _evals_folder(encoder, args)
   path = evaluate.write(evaluation, folder / f'{name}.json', **encoder.info, data=os.path.abspath(args.imagefolder),
                         limit=args.limit, **about)
@@ -174,10 +175,13 @@ def _evals_folder(encoder, args):
   return folder / '-'.join([data.name, f'step{info["step"]}', *([how] if how != 'model' else [])])
 
 
-def _counter(what):
-  began = time.monotonic()
+def _counter(name, what='images'):
+  first: list = []  # when the first were done, and how many: what came before is another thing's time
 
   def show(done):
+    now = time.monotonic()
+    first[:] = first or [now, done]
     if sys.stderr.isatty():
-      print(f'\r{what}: {done} images, {done / max(time.monotonic() - began, 1e-9):.0f}/s', end='', file=sys.stderr)
+      rate = f', {(done - first[1]) / (now - first[0]):.0f}/s' if now > first[0] else ''
+      print(f'\r{name}: {done} {what}{rate}', end='', file=sys.stderr)
   return show

@@ -16,6 +16,7 @@ from cloc_jax.evaluators import coverage as coverage_lib
 
 _log = logging.getLogger('cloc_jax.evaluate')
 
+_TEXTS = 2048  # prompts encoded between two reports of progress
 # What a person looks at first; the JSON file holds everything.
 HEADLINES = (
     ('zeroshot/top1', 'zero-shot classification, top-1'),
@@ -127,8 +128,8 @@ def _detector(fns, file, *, path, split, meta) -> detection.Detection:
 
 def run_imagefolder(encoder: encoders.Encoder, *, path: str | os.PathLike, classes: str | os.PathLike | None = None,
                     task: str | None = None, labels: str | os.PathLike | None = None, allow_missing: bool = False,
-                    batch_size: int = 64, limit: int | None = None,
-                    progress=None) -> tuple[evaluators.Evaluation, dict, zeroshot.Classified]:
+                    batch_size: int = 64, limit: int | None = None, progress=None,
+                    text_progress=None) -> tuple[evaluators.Evaluation, dict, zeroshot.Classified]:
   """Zero-shot classification of a folder with one folder a class.
 
   Args:
@@ -140,6 +141,7 @@ def run_imagefolder(encoder: encoders.Encoder, *, path: str | os.PathLike, class
     batch_size: images at a time, rounded up to a multiple of the encoder's devices.
     limit: take so many images, spread evenly over the classes.
     progress: called with the number of images done.
+    text_progress: called with the number of prompts done: ImageNet has 80 000.
 
   Returns:
     The evaluation; JSON values about it: per-class accuracy, templates, files that are no images; and what became of
@@ -168,8 +170,9 @@ def run_imagefolder(encoder: encoders.Encoder, *, path: str | os.PathLike, class
   kept = np.concatenate(valid)[:len(found.paths)]
   z_image, labels = np.concatenate(z), found.labels[kept]
   unreadable = [str(found.paths[i]) for i in np.flatnonzero(~kept)]
-  evaluator = evaluators.ZeroShot(class_names=listed.names, encode_text=suite.encoded_once(encoder.fns.encode_text),
-                                  templates=listed.templates, prefix='zeroshot/')
+  encode_text = suite.encoded_once(_in_parts(encoder.fns.encode_text, text_progress))
+  evaluator = evaluators.ZeroShot(class_names=listed.names, encode_text=encode_text, templates=listed.templates,
+                                  prefix='zeroshot/')
   metrics = dict(evaluator.run(z_image=z_image, labels=labels))
   classified = evaluator.measure(z_image=z_image, labels=labels)
   per_class = evaluator.per_class(classified.rank, labels=labels)
@@ -180,6 +183,18 @@ def run_imagefolder(encoder: encoders.Encoder, *, path: str | os.PathLike, class
                                      protocols={'zeroshot': evaluator.protocol} | ({'task': protocol} if task else {}))
   about = {'per_class': per_class, 'templates': list(listed.templates), 'other_files': found.other_files}
   return evaluation, about, classified
+
+
+def _in_parts(encode_text, progress):
+  """The same function, a few thousand texts at a time."""
+  def wrapper(texts, *, region):
+    z = []
+    for start in range(0, len(texts), _TEXTS):
+      z.append(np.asarray(encode_text(texts[start:start + _TEXTS], region=region), np.float32))
+      if progress is not None:
+        progress(min(start + _TEXTS, len(texts)))
+    return np.concatenate(z)
+  return wrapper
 
 
 def dump(writer: dump_lib.Writer, predictions: evaluators.Predictions, encoder: encoders.Encoder, *,
