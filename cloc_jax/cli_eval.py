@@ -1,5 +1,6 @@
 """`cloc eval` and `cloc eval-diff`."""
 import contextlib
+import dataclasses
 import os
 import pathlib
 import sys
@@ -22,6 +23,14 @@ def add_verbs(verbs) -> None:
   what.add_argument('--imagefolder', metavar='DIR', help='zero-shot classification of images, one folder a class')
   evaluate.add_argument('--classes', metavar='FILE.json', help='of an image folder: {"classes": {FOLDER: NAME}, '
                         '"templates": ["a photo of a {}."]}; default: the folders\' names, that template')
+  evaluate.add_argument('--task', choices=('imagenet', 'imagenet-v2', 'imagenet-a', 'imagenet-r', 'imagenet-sketch'),
+                        help="of an image folder: ImageNet's classes, with CLIP's names and 80 templates")
+  evaluate.add_argument('--labels', metavar='FILE', help="with --task imagenet, of the validation archive's flat "
+                        'folder: LOC_val_solution.csv, or lines «FILE WNID»')
+  evaluate.add_argument('--proposals', metavar='FILE', help="boxes of a detector, for zero-shot detection (AP) and "
+                        "grounding: COCO's results as JSON, or NPZ with image_id, bbox (xywh, pixels) and score")
+  evaluate.add_argument('--allow-missing', action='store_true', help='leave out images that are missing or unreadable, '
+                        'and print beside every figure how many of how many it is of')
   evaluate.add_argument('--split', action='append', metavar='NAME', help='may be repeated; default: all but train')
   evaluate.add_argument('--step', type=int, help='which checkpoint; default: the newest')
   evaluate.add_argument('--batch-size', type=int, default=64)
@@ -30,11 +39,13 @@ def add_verbs(verbs) -> None:
   evaluate.add_argument('--pool-limit', type=int, help='the first so many regions alone, for region retrieval')
   evaluate.add_argument('--region-embedding', choices=('model', 'prompter', 'roi', 'mask-pool', 'crop'),
                         help="model: its own region branch, a Prompter for one (default); roi, mask-pool: of its "
-                             "patches (roi is the default for others' encoders); crop: cut every box out and encode it as an "
-                             'image')
+                             "patches (roi is the default for others' encoders); crop: cut every box out and encode it "
+                             'as an image')
   evaluate.add_argument('--out', metavar='DIR', help='write SPLIT.json there; default: RUN/evals, or RUN/evals/DATA '
                         "for another data set than the run's own; evals/ENCODER/DATA for others' encoders")
   evaluate.add_argument('--dump', metavar='FILE.parquet', help='also write what was predicted of every region')
+  evaluate.add_argument('--report', metavar='FILE', action='append', default=[], help='also write a page (.html) with '
+                        'examples, confusions and published figures, or the figures as Markdown (.md); may be repeated')
   cli_hosts.add_arguments(evaluate)
   evaluate.set_defaults(run=_eval)
 
@@ -50,7 +61,9 @@ def add_verbs(verbs) -> None:
 def _eval(args) -> int:
   import jax
   cli_hosts.join(args)
-  from cloc_jax import compiler, encoders, evaluate, hosts, sharding
+  from cloc_jax import compiler, encoders, eval_report, evaluate, hosts, sharding
+  for report in args.report:
+    eval_report.check_name(report)
   compiler.keep_compiled()
   # Several hosts share the images, and need nothing of each other while they encode them.
   mesh = sharding.make_mesh(devices=jax.local_devices()) if jax.local_device_count() > 1 else None
@@ -58,21 +71,22 @@ def _eval(args) -> int:
     encoder = encoders.load(args.checkpoint or args.encoder, step=args.step, mesh=mesh)
   if args.imagefolder:
     return _eval_imagefolder(encoder, args)
-  if args.classes:
-    raise ValueError('--classes belongs to --imagefolder; a data set made by `cloc data` lists its own')
+  for option in ('classes', 'task', 'labels'):
+    if getattr(args, option):
+      raise ValueError(f'--{option} belongs to --imagefolder; a data set made by `cloc data` lists its own classes')
   encoder = encoders.with_regions(encoder, args.region_embedding)
   with hosts.together():
     splits = evaluate.splits_to_evaluate(args.data, args.split)
   out = pathlib.Path(args.out) if args.out else _evals_folder(encoder, args)
-  columns = {}
+  parts = []
   with _dump(args, encoder) as dumped:
     for split in splits:
-      columns[split] = _eval_split(encoder, args, split=split, out=out, dumped=dumped)
+      parts.append(_eval_split(encoder, args, split=split, out=out, dumped=dumped))
   if jax.process_index():
     return 0
   if args.dump:
     print(f'{args.dump}: the predictions', file=sys.stderr)
-  print(evaluate.table(columns))
+  _print_and_report(parts, encoder, args, data=os.path.abspath(args.data))
   return 0
 
 
@@ -86,32 +100,44 @@ def _dump(args, encoder):
 
 
 def _eval_split(encoder, args, *, split, out, dumped):
-  from cloc_jax import evaluate, hosts
+  from cloc_jax import eval_report, evaluate, findings, hosts, pictures, published
+  from cloc_jax.data import schema
   evaluation, predictions = evaluate.run_encoder(encoder, path=args.data, split=split, batch_size=args.batch_size,
                                                  limit=args.limit, pool_limit=args.pool_limit,
+                                                 allow_missing=args.allow_missing, proposals=args.proposals,
                                                  progress=_counter(split))
   with hosts.together():
     if predictions is None:  # the first host writes
-      return evaluation.metrics
+      return None
+    extra = {'proposals': os.path.abspath(args.proposals)} if args.proposals else {}
     path = evaluate.write(evaluation, out / f'{split}.json', **encoder.info, data=os.fspath(args.data), split=split,
-                          limit=args.limit)
+                          limit=args.limit, **extra)
     if dumped is not None:
       evaluate.dump(dumped, predictions, encoder, path=args.data, split=split)
   print(f'\r{split}: {path}', file=sys.stderr)
   for what, why in evaluation.skipped.items():
     print(f'{split}: {what} not measured: {why}', file=sys.stderr)
-  return evaluation.metrics
+  _say_coverage(split, evaluation.coverage)
+  meta = schema.read_meta(args.data)
+  part = eval_report.Part(split, evaluation, data=published.data_of(meta))
+  if not any(report.endswith('.html') for report in args.report):
+    return part
+  found = findings.choose(predictions, categories=meta.categories, encode_text=encoder.fns.encode_text)
+  drawn, missing = pictures.of_data_set(args.data, {(split, image) for image in found.images})
+  return dataclasses.replace(part, found=found, pictures={image: p for (_, image), p in drawn.items()}, missing=missing)
 
 
 def _eval_imagefolder(encoder, args) -> int:
   import jax
-  from cloc_jax import evaluate
-  for option in ('split', 'dump', 'region_embedding', 'pool_limit'):
+  from cloc_jax import eval_report, evaluate, findings, pictures
+  for option in ('split', 'dump', 'region_embedding', 'pool_limit', 'proposals'):
     if getattr(args, option):
       raise ValueError(f'--{option.replace("_", "-")} does not apply to --imagefolder')
   name = pathlib.Path(args.imagefolder).resolve().name
-  evaluation, about = evaluate.run_imagefolder(encoder, path=args.imagefolder, classes=args.classes, limit=args.limit,
-                                               batch_size=args.batch_size, progress=_counter(name))
+  evaluation, about, classified = evaluate.run_imagefolder(
+      encoder, path=args.imagefolder, classes=args.classes, task=args.task, labels=args.labels, limit=args.limit,
+      allow_missing=args.allow_missing, batch_size=args.batch_size, progress=_counter(name),
+      text_progress=_counter(name, what='prompts'))
   if jax.process_index():
     return 0
   folder = pathlib.Path(args.out) if args.out else _evals_folder(encoder, args)
@@ -120,8 +146,27 @@ def _eval_imagefolder(encoder, args) -> int:
   print(f'\r{name}: {path}', file=sys.stderr)
   if about['other_files']:
     print(f'{name}: {about["other_files"]} files are no images and were left out', file=sys.stderr)
-  print(evaluate.table({name: evaluation.metrics}))
+  _say_coverage(name, evaluation.coverage)
+  part = eval_report.Part(name, evaluation, data=args.task or '')
+  if any(report.endswith('.html') for report in args.report):
+    found = findings.of_folder(classified)
+    part = dataclasses.replace(part, found=found, pictures=pictures.of_files(found.images))
+  _print_and_report([part], encoder, args, data=os.path.abspath(args.imagefolder))
   return 0
+
+
+def _print_and_report(parts, encoder, args, *, data) -> None:
+  from cloc_jax import eval_report, evaluate
+  for report in args.report:
+    print(f'{eval_report.write(parts, report, info=encoder.info, data=data)}: the report', file=sys.stderr)
+  print(evaluate.table({p.name: p.evaluation.metrics for p in parts}, {p.name: p.evaluation.coverage for p in parts}))
+
+
+def _say_coverage(name, coverage) -> None:
+  if not coverage.complete:
+    print(f'{name}: measured on {coverage}', file=sys.stderr)
+  for why in coverage.unreadable:
+    print(f'{name}: left out: {why}', file=sys.stderr)
 
 
 def _eval_diff(args) -> int:
@@ -147,12 +192,15 @@ def _evals_folder(encoder, args):
   return folder / '-'.join([data.name, f'step{info["step"]}', *([how] if how != 'model' else [])])
 
 
-def _counter(what):
+def _counter(name, what='images'):
   import jax
-  began = time.monotonic()
+  first: list = []  # when the first were done, and how many: what came before is another thing's time
   each = '' if jax.process_count() == 1 else f' on each of {jax.process_count()} hosts'
 
   def show(done):
+    now = time.monotonic()
+    first[:] = first or [now, done]
     if sys.stderr.isatty() and not jax.process_index():
-      print(f'\r{what}: {done} images{each}, {done / max(time.monotonic() - began, 1e-9):.0f}/s', end='', file=sys.stderr)
+      rate = f', {(done - first[1]) / (now - first[0]):.0f}/s' if now > first[0] else ''
+      print(f'\r{name}: {done} {what}{each}{rate}', end='', file=sys.stderr)
   return show

@@ -69,7 +69,8 @@ def _run(args, importer) -> int:
     else:
       found = engine.run(importer, **settings)
   except KeyboardInterrupt:
-    print('interrupted; the same command goes on with what is done', file=sys.stderr)
+    done = f'what is in {args.work}' if storage.is_url(args.out) else f'{args.out}.incomplete'
+    print(f'interrupted; the same command goes on with {done}', file=sys.stderr)
     return 130
   print(counts.table(found))
   print(args.out)

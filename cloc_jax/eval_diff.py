@@ -7,7 +7,7 @@ import pathlib
 
 import numpy as np
 
-from cloc_jax import dump, page
+from cloc_jax import dump, page, pictures
 from cloc_jax.evaluators.grounding import IOU_THRESHOLD
 
 # What a box can be right in → (column, when a value of it is right).
@@ -16,6 +16,17 @@ JUDGEMENTS = {
     'grounding': ('iou', lambda iou: iou >= IOU_THRESHOLD),
     'grounding_proposals': ('chosen_iou', lambda iou: iou >= IOU_THRESHOLD),
 }
+_TITLES = {'recognition': 'Recognition', 'grounding': 'Grounding by the box head',
+           'grounding_proposals': "Grounding among the image's own boxes"}
+_CLASSES = 12  # in a table of the page
+_STYLE = """
+h2 { margin: 40px 0 6px; font-size: 20px; font-weight: 650; }
+h3 { margin: 24px 0 8px; font-size: 15px; font-weight: 650; }
+table { border-collapse: collapse; margin: 10px 0 14px; font-size: 14px; font-variant-numeric: tabular-nums; }
+th, td { padding: 4px 22px 4px 0; border-bottom: 1px solid var(--line); text-align: right; font-weight: 400; }
+th:first-child, td:first-child { text-align: left; }
+thead th { font-weight: 600; }
+"""
 _BOX_SLACK = 0.5  # pixels between two dumps' boxes: encoders differ in their canvases, and so in rounding
 
 
@@ -106,21 +117,39 @@ def write_page(diff: Diff, out: str | os.PathLike, *, images: int = 24, image_si
   shown = {(judgement, better): [f for f in found.flips if f.better == better][:images]
            for judgement, found in diff.comparisons.items() for better in (False, True)}
   wanted = {(f.a['split'], f.a['image_id']) for flips in shown.values() for f in flips}
-  pictures, missing = _pictures(diff.info_a, wanted, image_size=image_size)
+  drawn, missing = pictures.of_data_set(diff.info_a['data'], wanted, image_size=image_size)
   body = [f'<h1>What changed</h1><p>A: {name(diff.info_a)}<br>B: {name(diff.info_b)}</p>'
-          '<p>Dashed: the true box. Solid: where B’s box head sees the phrase.</p>']
+          f'<p class="soft">{html.escape(text(diff).splitlines()[0])}.</p>']
   if missing:
     body.append(f'<p class="bad">No pictures: {html.escape(missing)}</p>')
-  body.append(f'<pre>{html.escape(text(diff))}</pre>')
-  for (judgement, better), flips in shown.items():
-    total = sum(f.better == better for f in diff.comparisons[judgement].flips)
-    body.append(f'<h2>{html.escape(judgement)}: {"wrong → right" if better else "right → wrong"}</h2>'
-                f'<p class="soft">{len(flips):,} of {total:,}</p>'
-                f'<div class="grid">{"".join(_card(f, pictures, judgement) for f in flips)}</div>')
+  for judgement, found in diff.comparisons.items():
+    body.append(f'<h2>{html.escape(_TITLES[judgement])}</h2>{_summary(found)}')
+    if judgement == 'grounding':
+      body.append('<p class="soft">Dashed: the true box. Solid: where B’s box head sees the phrase.</p>')
+    for better in (False, True):
+      flips, total = shown[judgement, better], sum(f.better == better for f in found.flips)
+      if total:
+        which = 'wrong → right' if better else 'right → wrong'
+        body.append(f'<h3>{which}: {len(flips):,} of {total:,}</h3>'
+                    f'<div class="grid">{"".join(_card(f, drawn, judgement) for f in flips)}</div>')
   path = pathlib.Path(out)
   path.parent.mkdir(parents=True, exist_ok=True)
-  path.write_text(page.document(title='What changed', body='\n'.join(body)), encoding='utf-8')
+  path.write_text(page.document(title='What changed', body='\n'.join(body), style=_STYLE), encoding='utf-8')
   return path
+
+
+def _summary(found) -> str:
+  """The figures of a comparison and the classes that flipped most."""
+  worse = sum(not f.better for f in found.flips)
+  rows = list(found.by_class.items())
+  lines = ''.join(f'<tr><td>{html.escape(c or "(none)")}</td><td>{w:,}</td><td>{b:,}</td></tr>'
+                  for c, (w, b) in rows[:_CLASSES])
+  more = f'<p class="soft">… and {len(rows) - _CLASSES:,} classes more</p>' if len(rows) > _CLASSES else ''
+  head = '<tr><th>class</th><th>right → wrong</th><th>wrong → right</th></tr>'
+  table = f'<table><thead>{head}</thead><tbody>{lines}</tbody></table>{more}' if rows else ''
+  return (f'<p>{100 * found.right_a / found.both:.1f} % → {100 * found.right_b / found.both:.1f} % of {found.both:,}; '
+          f'<span class="bad">right → wrong {worse:,}</span>, '
+          f'<span class="good">wrong → right {len(found.flips) - worse:,}</span></p>{table}')
 
 
 def _rows(columns) -> dict[tuple, dict]:
@@ -140,34 +169,16 @@ def _check_same(key, a, b, *, where):
                      f'{boxes[0].round(1).tolist()} and {b["category"]!r} at {boxes[1].round(1).tolist()}')
 
 
-def _pictures(info, wanted, *, image_size):
-  """({(split, image id): (canvas, geometry)}, why there are none)."""
-  from cloc_jax.data import sources, transforms
-  out = {}
-  try:
-    for split in sorted({split for split, _ in wanted}):
-      left = {image_id for s, image_id in wanted if s == split}
-      for example in sources.RecordSource(info['data'], split=split):
-        if example.image_id in left:
-          image = transforms.decode(example.image, where=example.image_id)
-          out[split, example.image_id] = transforms.prepare_image(image, image_size=image_size)
-          left.remove(example.image_id)
-          if not left:
-            break
-  except (FileNotFoundError, ValueError) as error:
-    return {}, str(error)
-  return out, ''
-
-
-def _card(flip, pictures, judgement) -> str:
+def _card(flip, drawn, judgement) -> str:
   a, b = flip.a, flip.b
   picture = ''
-  if (a['split'], a['image_id']) in pictures:
-    canvas, geometry = pictures[a['split'], a['image_id']]
+  if (a['split'], a['image_id']) in drawn:
+    canvas, geometry = drawn[a['split'], a['image_id']]
     side = canvas.shape[0]
     place = lambda row, names: geometry.boxes_to_canvas(np.array([row[n] for n in names]))
-    overlay = page.box(place(a, ('x0', 'y0', 'x1', 'y1')), index=0, side=side, dashed=True, number=False)
-    if judgement == 'grounding':
+    grounded = judgement == 'grounding'
+    overlay = page.box(place(a, ('x0', 'y0', 'x1', 'y1')), index=0, side=side, dashed=grounded, number=False)
+    if grounded:
       overlay += page.box(place(b, ('found_x0', 'found_y0', 'found_x1', 'found_y1')), index=0, side=side, number=False)
     picture = page.picture(canvas, overlay)
   if judgement == 'recognition':

@@ -1,5 +1,6 @@
 """The evaluation as a whole: the same figures on any number of devices, and by every way to embed a region."""
 import json
+import pathlib
 
 import jax
 import numpy as np
@@ -80,10 +81,13 @@ def test_an_image_folder_is_classified_by_the_names_and_templates_of_a_file(tmp_
   classes = tmp_path / 'classes.json'
   classes.write_text(json.dumps({'classes': {'r': 'red', 'g': 'green', 'b': 'blue'}, 'templates': ['a {}', 'the {}']}))
   done = []
-  got, about = evaluate.run_imagefolder(color_encoder(), path=root, classes=classes, batch_size=4, progress=done.append)
+  got, about, classified = evaluate.run_imagefolder(color_encoder(), path=root, classes=classes, batch_size=4,
+                                                    progress=done.append)
   assert got.metrics['zeroshot/top1'] == pytest.approx(5 / 6) and got.metrics['zeroshot/macc'] == pytest.approx(2.5 / 3)
   assert (got.metrics['zeroshot/images'], got.metrics['zeroshot/classes']) == (6, 3)
   assert about['per_class'] == {'red': 1, 'green': 1, 'blue': 0.5} and about['templates'] == ['a {}', 'the {}']
+  assert [pathlib.Path(p).parent.name for p in classified.images] == ['r', 'r', 'r', 'g', 'b', 'b']
+  assert classified.rank.tolist() == [0, 0, 0, 0, 0, 2], 'green is taken for green, and red ties with blue'
   assert done == [4, 6] and got.protocols == {'zeroshot': 'zeroshot@1'}
 
 

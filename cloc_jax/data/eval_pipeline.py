@@ -7,8 +7,10 @@ import grain
 import numpy as np
 
 from cloc_jax import geometry as geometry_lib
+from cloc_jax.data import pipeline
 from cloc_jax.data import prepare
 from cloc_jax.data import sources
+from cloc_jax.data import transforms
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,6 +21,7 @@ class EvalExample:
   geometry: how the image was put on the canvas; maps boxes there and back.
   boxes: (n, 4) float32, xyxy normalised to the canvas.
   region_captions, categories: n each; a category may be ''.
+  error: why the image is masked; '' for a sound one. Of a record that cannot be read nothing else is known.
   """
   image_id: str
   captions: tuple[str, ...]
@@ -26,11 +29,13 @@ class EvalExample:
   boxes: np.ndarray
   region_captions: tuple[str, ...]
   categories: tuple[str, ...]
+  error: str = ''
 
 
 @dataclasses.dataclass(frozen=True)
 class EvalBatch:
-  """images: (B, H, W, 3) uint8; image_mask: (B,) bool, False for padding, which comes last; examples: the real ones."""
+  """images: (B, H, W, 3) uint8; image_mask: (B,) bool, False where an image is unreadable, and for padding, which comes
+  last; examples: one an image without the padding."""
   images: np.ndarray
   image_mask: np.ndarray
   examples: list[EvalExample]
@@ -38,7 +43,7 @@ class EvalBatch:
 
 def eval_batches(path: str | os.PathLike, *, split: str, batch_size: int, image_size: int, pad: str = 'center',
                  limit: int | None = None, process_index: int = 0, process_count: int = 1,
-                 num_threads: int | None = None) -> Iterator[EvalBatch]:
+                 on_error: str = 'raise', num_threads: int | None = None) -> Iterator[EvalBatch]:
   """One pass over a split in its order, with nothing drawn at random. Several hosts take turns, example by example.
 
   The last batch is padded, and hosts that have fewer examples get wholly padded batches, so that all see equally many.
@@ -48,14 +53,20 @@ def eval_batches(path: str | os.PathLike, *, split: str, batch_size: int, image_
     batch_size: of this host.
     limit: take the first so many examples alone.
     process_index, process_count: this host, of how many.
+    on_error: a record or image that cannot be read stops the pass ('raise'), or is masked and says why ('mask').
     num_threads: that read and decode, two batches ahead; by default one for each core, 16 at most. The batches do not
       depend on it.
 
   Raises:
-    transforms.ImageError: on an image that cannot be decoded: a score over some of the images would not be a score.
+    transforms.ImageError, sources.RecordError: on an image that cannot be decoded, or a damaged record, unless
+      `on_error` is 'mask': a score over some of the images would not be a score.
   """
+  if on_error not in ('mask', 'raise'):
+    raise ValueError(f"on_error: expected 'mask' or 'raise', got {on_error!r}")
   source = sources.RecordSource(path, split=split)
   total = len(source) if limit is None else min(limit, len(source))
+  if on_error == 'mask':
+    source = pipeline.Tolerant(source)
   examples = grain.MapDataset.source(source).slice(slice(process_index, total, process_count))
   count = -(-(-(-total // process_count)) // batch_size)  # batches on the host that has most examples
   if not len(examples):
@@ -63,26 +74,39 @@ def eval_batches(path: str | os.PathLike, *, split: str, batch_size: int, image_
   # Threads share images and not batches: a small split keeps them busy too. Decoding lets go of the interpreter.
   threads = min(16, os.cpu_count() or 1) if num_threads is None else num_threads
   options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * batch_size)
-  prepared = examples.map(_PrepareEval(image_size=image_size, pad=pad)).to_iter_dataset(options)
+  prepared = examples.map(_PrepareEval(image_size=image_size, pad=pad, on_error=on_error)).to_iter_dataset(options)
   batches = prepared.batch(batch_size, batch_fn=_CollateEval(batch_size=batch_size, image_size=image_size))
   return _padded(batches, count=count, empty=_collate_eval((), batch_size=batch_size, image_size=image_size))
 
 
 @dataclasses.dataclass(frozen=True)
 class _PrepareEval(grain.transforms.Map):
-  """schema.Example → (canvas, EvalExample)."""
+  """schema.Example or prepare.Damaged → (canvas, or None if it is to be masked, EvalExample)."""
   image_size: int
   pad: str
+  on_error: str
 
   def map(self, element):
-    image = prepare.open_example(element, mode='exact')
-    geometry = geometry_lib.resize_with_pad(
-        height=image.height, width=image.width, canvas=self.image_size, pad=self.pad)
+    if isinstance(element, prepare.Damaged):
+      nothing = geometry_lib.resize_with_pad(height=1, width=1, canvas=self.image_size, pad=self.pad)
+      return None, EvalExample(image_id='', captions=(), geometry=nothing, boxes=np.zeros((0, 4), np.float32),
+                               region_captions=(), categories=(), error=element.error)
+    height, width, canvas, error = element.height, element.width, None, ''
+    try:
+      image = prepare.open_example(element, mode='exact')
+      height, width = image.height, image.width
+    except transforms.ImageError as reason:
+      if self.on_error == 'raise':
+        raise transforms.ImageError(f'{reason}; --allow-missing leaves such images out, and counts them') from reason
+      error = str(reason)
+    geometry = geometry_lib.resize_with_pad(height=height, width=width, canvas=self.image_size, pad=self.pad)
+    if not error:
+      canvas = image.on_canvas(geometry, pad_value=prepare.PAD_VALUE)
     usable = prepare.usable_regions(element)
-    return image.on_canvas(geometry, pad_value=prepare.PAD_VALUE), EvalExample(
+    return canvas, EvalExample(
         image_id=element.image_id, captions=tuple(prepare.usable_captions(element)), geometry=geometry,
         boxes=geometry_lib.normalized_boxes_to_canvas(geometry, usable.boxes),
-        region_captions=tuple(usable.regions.captions), categories=tuple(usable.regions.categories))
+        region_captions=tuple(usable.regions.captions), categories=tuple(usable.regions.categories), error=error)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,9 +120,11 @@ class _CollateEval:
 
 def _collate_eval(items, *, batch_size, image_size):
   images = np.full((batch_size, image_size, image_size, 3), prepare.PAD_VALUE, np.uint8)
+  mask = np.zeros(batch_size, bool)
   for i, (canvas, _) in enumerate(items):
-    images[i] = canvas
-  return EvalBatch(images=images, image_mask=np.arange(batch_size) < len(items), examples=[e for _, e in items])
+    if canvas is not None:
+      images[i], mask[i] = canvas, True
+  return EvalBatch(images=images, image_mask=mask, examples=[e for _, e in items])
 
 
 def _padded(batches, *, count, empty):

@@ -3,6 +3,7 @@ import concurrent.futures
 import dataclasses
 import difflib
 import json
+import logging
 import os
 import pathlib
 from collections.abc import Iterator
@@ -14,6 +15,7 @@ from cloc_jax.data import transforms
 # As torchvision.datasets.folder.IMG_EXTENSIONS.
 EXTENSIONS = {'.jpg', '.jpeg', '.png', '.ppm', '.bmp', '.pgm', '.tif', '.tiff', '.webp'}
 _THREADS = 8
+_log = logging.getLogger('cloc_jax.data')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,10 +28,14 @@ class ClassList:
 
 @dataclasses.dataclass(frozen=True)
 class ImageFolder:
-  """paths: of the images, class by class, each class sorted. labels: (n,) int64. other_files: are no images."""
+  """paths: of the images, class by class, each class sorted. labels: (n,) int64. other_files: are no images.
+
+  expected: how many images the published set has; None where that is not known.
+  """
   paths: tuple[pathlib.Path, ...]
   labels: np.ndarray
   other_files: int
+  expected: int | None = None
 
   def share(self, index: int, *, of: int) -> 'ImageFolder':
     """Every `of`-th image from `index` on: one host's, of several that take turns."""
@@ -97,25 +103,47 @@ def find(root: str | os.PathLike, classes: ClassList, *, limit: int | None = Non
         others += 1
   if not paths:
     raise ValueError(f'{root}: no image in the folders of {len(classes.folders)} classes; {others} other files')
-  if limit is not None and limit < len(paths):
-    kept = np.arange(limit) * len(paths) // limit
-    paths, labels = [paths[i] for i in kept], [labels[i] for i in kept]
-  return ImageFolder(paths=tuple(paths), labels=np.array(labels, np.int64), other_files=others)
+  return limited(ImageFolder(paths=tuple(paths), labels=np.array(labels, np.int64), other_files=others), limit)
 
 
-def batches(folder: ImageFolder, *, batch_size: int, image_size: int, pad: str) -> Iterator[tuple[np.ndarray, int]]:
-  """Yields ((B, S, S, 3) uint8 canvases, how many of them are images): the last batch is filled up with zeros.
+def limited(folder: ImageFolder, limit: int | None) -> ImageFolder:
+  """So many of the images, spread evenly over the whole list; None or more than there are: all."""
+  if limit is None or limit >= len(folder.paths):
+    return folder
+  kept = np.arange(limit) * len(folder.paths) // limit
+  return dataclasses.replace(folder, paths=tuple(folder.paths[i] for i in kept), labels=folder.labels[kept],
+                             expected=None)
+
+
+def batches(folder: ImageFolder, *, batch_size: int, image_size: int, pad: str,
+            on_error: str = 'raise') -> Iterator[tuple[np.ndarray, np.ndarray]]:
+  """Yields ((B, S, S, 3) uint8 canvases, (B,) bool which of them are images): the last batch is filled up with zeros.
+
+  Args:
+    on_error: a file that cannot be decoded stops the evaluation ('raise') or is logged and False ('mask').
 
   Raises:
     transforms.ImageError: naming the file that cannot be decoded.
   """
+  if on_error not in ('mask', 'raise'):
+    raise ValueError(f"on_error: expected 'mask' or 'raise', got {on_error!r}")
+
   def load(path):
-    image = transforms.decode(path.read_bytes(), where=str(path))
+    try:
+      image = transforms.decode(path.read_bytes(), where=str(path))
+    except transforms.ImageError as error:
+      if on_error == 'raise':
+        raise transforms.ImageError(f'{error}; --allow-missing leaves such images out, and counts them') from error
+      _log.warning('%s; left out', error)
+      return None
     return transforms.prepare_image(image, image_size=image_size, pad=pad)[0]
 
   with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
     for start in range(0, len(folder.paths), batch_size):
       canvases = list(pool.map(load, folder.paths[start:start + batch_size]))
       images = np.zeros((batch_size, image_size, image_size, 3), np.uint8)
-      images[:len(canvases)] = canvases
-      yield images, len(canvases)
+      valid = np.zeros(batch_size, bool)
+      for i, canvas in enumerate(canvases):
+        if canvas is not None:
+          images[i], valid[i] = canvas, True
+      yield images, valid

@@ -95,7 +95,7 @@ def prepared_dataset(path: str | os.PathLike, *, split: str, image_size: int, re
   """The examples of `train_dataset` before they are tokenised and batched: a MapDataset of prepare.Prepared."""
   source = sources.RecordSource(path, split=split)
   if on_error == 'mask':
-    source = _Tolerant(source)
+    source = Tolerant(source)
   prepare = prepare_lib.Prepare(image_size=image_size, regions_per_image=regions_per_image, flip=flip, pad=pad,
                                 on_error=on_error, decode=decode)
   # Before the shuffle, the index that seeds a draw is epoch · size + record.
@@ -103,7 +103,7 @@ def prepared_dataset(path: str | os.PathLike, *, split: str, image_size: int, re
   return dataset.shuffle() if shuffle else dataset
 
 
-class _Tolerant:
+class Tolerant:
   """A source that gives Damaged where a record cannot be read. A run of weeks does not end at a flipped bit."""
 
   def __init__(self, source):

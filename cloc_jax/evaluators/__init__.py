@@ -3,6 +3,7 @@
 `collect` encodes a data set; each evaluator's `run` yields (name, value); `evaluate_all` runs those that apply.
 """
 from cloc_jax.evaluators.collect import EncoderFns, Predictions, collect
+from cloc_jax.evaluators.coverage import Coverage
 from cloc_jax.evaluators.crop import crop_regions
 from cloc_jax.evaluators.gather import gather, merge
 from cloc_jax.evaluators.grounding import Grounding
@@ -16,6 +17,6 @@ from cloc_jax.evaluators.retrieval import ImageTextRetrieval
 from cloc_jax.evaluators.suite import Evaluation, evaluate_all
 from cloc_jax.evaluators.zeroshot import ZeroShot
 
-__all__ = ['EncoderFns', 'Evaluation', 'Grounding', 'ImageTextRetrieval', 'NothingToMeasure', 'PointingGame',
-           'Predictions', 'ProposalGrounding', 'RegionRecognition', 'RegionRetrieval', 'ZeroShot', 'collect', 'crop_regions',
-           'evaluate_all', 'gather', 'merge', 'pooled_regions']
+__all__ = ['Coverage', 'EncoderFns', 'Evaluation', 'Grounding', 'ImageTextRetrieval', 'NothingToMeasure',
+           'PointingGame', 'Predictions', 'ProposalGrounding', 'RegionRecognition', 'RegionRetrieval', 'ZeroShot',
+           'collect', 'crop_regions', 'evaluate_all', 'gather', 'merge', 'pooled_regions']

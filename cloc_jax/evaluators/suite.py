@@ -5,6 +5,7 @@ import os
 from collections.abc import Callable
 
 from cloc_jax.evaluators.collect import EncoderFns, Predictions
+from cloc_jax.evaluators.coverage import Coverage
 from cloc_jax.evaluators.grounding import Grounding
 from cloc_jax.evaluators.pointing import PointingGame
 from cloc_jax.evaluators.proposals import ProposalGrounding
@@ -21,16 +22,18 @@ class Evaluation:
   metrics: 'EVALUATOR/NAME' → value; fractions from 0 to 1, and counts as int.
   skipped: what was not measured → why.
   protocols: evaluator → its protocol and version, for what was measured.
+  coverage: how much of the data the figures are of; None where that was not counted.
   """
   metrics: dict[str, float | int]
   skipped: dict[str, str]
   protocols: dict[str, str]
+  coverage: Coverage | None = None
 
   def to_json(self, path: str | os.PathLike, *, extra: dict | None = None) -> None:
-    """Writes metrics, skipped, protocols and the entries of `extra` (data set, step, …) to `path`, atomically.
+    """Writes these and the entries of `extra` (data set, step, …) to `path`, atomically.
 
     Raises:
-      ValueError: if `extra` uses one of those three names, or a value is NaN or infinite, which JSON cannot hold.
+      ValueError: if `extra` uses one of those names, or a value is NaN or infinite, which JSON cannot hold.
     """
     content = dataclasses.asdict(self)
     clash = sorted(set(extra or ()) & set(content))

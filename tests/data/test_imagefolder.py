@@ -42,8 +42,9 @@ def test_images_of_each_class_come_with_its_label(root):
   found = imagefolder.find(root, classes_of(root))
   assert found.labels.tolist() == [0] * 3 + [1] * 3 + [2] * 3 and found.other_files == 1
   batches = list(imagefolder.batches(found, batch_size=4, image_size=8, pad='center'))
-  assert [n for _, n in batches] == [4, 4, 1] and all(x.shape == (4, 8, 8, 3) for x, _ in batches)
-  images = np.concatenate([x[:n] for x, n in batches])
+  assert [n.tolist() for _, n in batches] == [[True] * 4] * 2 + [[True] + [False] * 3]
+  assert all(x.shape == (4, 8, 8, 3) for x, _ in batches)
+  images = np.concatenate([x[n] for x, n in batches])
   np.testing.assert_array_equal(images[:, 4, 4], [c for c in COLORS.values() for _ in range(3)])
   assert imagefolder.find(root, classes_of(root), limit=3).labels.tolist() == [0, 1, 2], 'spread over the classes'
 
@@ -63,6 +64,9 @@ def test_what_is_wrong_is_named(root, tmp_path):
   (root / 'n02_green' / '0.PNG').write_bytes(b'no image')
   with pytest.raises(transforms.ImageError, match='n02_green/0.PNG: not an image'):
     list(imagefolder.batches(imagefolder.find(root, classes), batch_size=4, image_size=8, pad='center'))
+  valid = np.concatenate([v for _, v in imagefolder.batches(
+      imagefolder.find(root, classes), batch_size=3, image_size=8, pad='center', on_error='mask')])
+  assert np.flatnonzero(~valid).tolist() == [3]
   (tmp_path / 'none' / 'a').mkdir(parents=True)
   with pytest.raises(ValueError, match='no image in the folders of 1 classes'):
     imagefolder.find(tmp_path / 'none', imagefolder.read_classes(tmp_path / 'none', None, templates=('{}',)))

@@ -83,7 +83,7 @@ def test_boxes_names_and_captions(coco):
 
 def test_every_annotation_is_counted_once(coco):
   coco.instances['annotations'] = [
-      annotation(1, [1, 1, 5, 5]), annotation(1, [60, 30, 30, 30]), annotation(1, [1, 1, 5, 5], iscrowd=1),
+      annotation(1, [1, 1, 5, 5]), annotation(1, [60, 30, 30, 30]), annotation(1, [1, 1, 5, 5], category=7, iscrowd=1),
       annotation(1, [1, 1, 0, 5]), annotation(1, [9, 9, -4, 5]), annotation(1, [90, 1, 5, 5]),
       annotation(99, [1, 1, 5, 5]), annotation(2, [1, 1, 5, 5])]
   coco.captions['annotations'] = [caption(1, 'one'), caption(1, '  '), caption(99, 'of nothing'), caption(2, 'lost')]
@@ -105,6 +105,7 @@ def test_every_annotation_is_counted_once(coco):
   meta = schema.read_meta(out)
   assert meta.extra['counts']['train'] == counts.to_json() and meta.extra['licenses'] == {'CC BY': 'http://x'}
   assert meta.categories == ('dog', 'traffic light')  # by their numbers
+  assert meta.extra['crowds'] == {'train': {'1': [[1, 1, 1, 6, 6]]}}, 'for detection'
   np.testing.assert_allclose(records(out)[0].regions[1].box, [0.75, 0.75, 1, 1])
   table = counts_lib.table(reports)
   assert 'captions dropped: blank' in table and 'unreadable' not in table and 'image 1, annotations[2]' in table

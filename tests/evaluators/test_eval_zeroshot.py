@@ -47,3 +47,16 @@ def test_bad_labels_and_templates():
     dict(evaluator.run(z_image=z[:0], labels=[]))
   with pytest.raises(ValueError, match='one {} in each'):
     ZeroShot(class_names=['a'], encode_text=encode, templates=['a photo'])
+
+
+def test_of_classes_with_one_name_the_first_is_taken(unit):
+  """As argmax and top-k over the published classifier have it, where two columns are the same."""
+  names = ['missile', 'cat', 'missile', 'dog', 'owl', 'cow', 'hen']
+  z_of = dict(zip(dict.fromkeys(names), np.eye(6, 8, dtype=np.float32)))
+  evaluator = ZeroShot(class_names=names, encode_text=lambda t, *, region: np.stack([z_of[x] for x in t]),
+                       templates=['{}'])
+  z_image = unit(np.random.default_rng(0).normal(size=(200, 8)))
+  order = np.argsort(-(z_image @ evaluator.classifier().T), axis=1, kind='stable')
+  for label in range(7):
+    rank = evaluator.ranks(z_image=z_image, labels=np.full(200, label))
+    np.testing.assert_array_equal(rank, (order == label).argmax(1))

@@ -62,6 +62,7 @@ class Coco(engine.Importer):
   label = 'coco'  # Region.source
   search = False  # see images.Piece
   reasons = ('', 'crowd', 'stuff')
+  note_crowds = True  # extra['crowds']: split → image_id → [category number, x0, y0, x1, y1], for detection
 
   def __post_init__(self):
     self.sources = records.check_splits(self.sources)
@@ -78,6 +79,7 @@ class Coco(engine.Importer):
     self._categories: dict[int, str] = {}
     self._extra: dict[str, Any] = {}
     self._licenses, self._counts = {}, {}
+    self._crowds: dict[str, dict[str, list]] = {}
     found = {}
     for source in self.sources:
       table = images.Table(list_name='annotations' if source.instances is not None else 'segments')
@@ -102,8 +104,11 @@ class Coco(engine.Importer):
     return images.read_piece(task.payload, report)
 
   def meta(self) -> schema.DatasetMeta:
+    number = {key: i for i, key in enumerate(sorted(self._categories))}
+    crowds = {split: {image: [[number[c], *box] for c, *box in boxes] for image, boxes in images.items()}
+              for split, images in self._crowds.items()}
     extra = {'provenance': f'{self.label} annotations', 'files': [storage.path(s.boxes).name for s in self.sources],
-             'licenses': self._licenses}
+             'licenses': self._licenses, **({'crowds': crowds} if self.note_crowds else {})}
     return schema.DatasetMeta(
         name=self.name, description=self.description, extra=extra | self._extra,
         categories=tuple(self._categories[key] for key in sorted(self._categories)))
@@ -152,7 +157,7 @@ class Coco(engine.Importer):
   def _read_instances(self, table, source):
     for i, item in enumerate(json_stream.items(source.boxes, 'annotations')):
       where = functools.partial('{}: annotations[{}]'.format, source.boxes, i)
-      self._add_box(table, _get(item, 'image_id', where), item, where)
+      self._add_box(table, _get(item, 'image_id', where), item, where, split=source.split)
 
   def _read_panoptic(self, table, source):
     for i, item in enumerate(json_stream.items(source.boxes, 'annotations')):
@@ -160,9 +165,10 @@ class Coco(engine.Importer):
       image = _get(item, 'image_id', where)
       for j, segment in enumerate(_get(item, 'segments_info', where)):
         self._add_box(table, image, segment,
-                      functools.partial('{}: annotations[{}]: segments_info[{}]'.format, source.boxes, i, j))
+                      functools.partial('{}: annotations[{}]: segments_info[{}]'.format, source.boxes, i, j),
+                      split=source.split)
 
-  def _add_box(self, table, image, item, where):
+  def _add_box(self, table, image, item, where, *, split):
     category = _get(item, 'category_id', where)
     skip = 1 if item.get('iscrowd') else 2 if not (self.stuff or self._things.get(category, True)) else 0
     try:
@@ -171,6 +177,9 @@ class Coco(engine.Importer):
       raise ValueError(f'{where()}: category_id must be a whole number, got {category!r}') from None
     box = records.four_numbers(_get(item, 'bbox', where), where, what="'bbox' (left, top, width, height)")
     table.add_box(image, box=box, category=category, skip=skip)
+    if skip == 1 and self.note_crowds and category in self._categories:
+      x, y, w, h = box
+      self._crowds.setdefault(split, {}).setdefault(str(image), []).append([category, x, y, x + w, y + h])
 
   def _read_captions(self, table, source):
     for i, item in enumerate(json_stream.items(source.captions, 'annotations')):

@@ -17,3 +17,4 @@ class Objects365(coco.Coco):
 
   label = 'objects365'
   search = True
+  note_crowds = False  # there are hundreds of thousands

@@ -1,0 +1,77 @@
+"""How much of the data an evaluation is of: what was unreadable, and what the import had left out before."""
+import dataclasses
+from collections.abc import Sequence
+
+NAMED = 10  # unreadable images that are named; all are counted
+_OF_IMAGES = ('zeroshot/', 'image_text_retrieval/')  # evaluators whose figures are of whole images
+
+
+@dataclasses.dataclass(frozen=True)
+class Coverage:
+  """images of of_images, and regions of of_regions, were evaluated. unreadable: some of those that were not, and why.
+
+  Of a damaged record nobody knows how many regions it had: it counts as an image alone.
+  """
+  images: int
+  of_images: int
+  regions: int = 0
+  of_regions: int = 0
+  unreadable: tuple[str, ...] = ()
+
+  @property
+  def complete(self) -> bool:
+    return self.images == self.of_images and self.regions == self.of_regions
+
+  def beside(self, metric: str) -> str:
+    """What stands beside a figure of that name: ' (98 of 100 images)'; '' where nothing is missing."""
+    if metric.startswith(_OF_IMAGES) or self.regions == self.of_regions:
+      done, of, what = self.images, self.of_images, 'images'
+    else:
+      done, of, what = self.regions, self.of_regions, 'regions'
+    return '' if done == of else f' ({done:,} of {of:,} {what})'
+
+  def __str__(self):
+    regions = f', {self.regions:,} of {self.of_regions:,} regions' if self.of_regions else ''
+    return f'{self.images:,} of {self.of_images:,} images{regions}'
+
+
+def total(parts: Sequence[Coverage]) -> Coverage:
+  """Of several hosts, which had different images."""
+  count = lambda name: sum(getattr(part, name) for part in parts)
+  return Coverage(images=count('images'), of_images=count('of_images'), regions=count('regions'),
+                  of_regions=count('of_regions'), unreadable=tuple(u for p in parts for u in p.unreadable)[:NAMED])
+
+
+class Counter:
+  """Counts batches as they pass by on their way to `collect`.
+
+  Args:
+    lost_images, lost_regions: left out before: what an import could not read.
+  """
+
+  def __init__(self, *, lost_images: int = 0, lost_regions: int = 0):
+    self._images, self._regions = [0, lost_images], [0, lost_regions]  # evaluated, not
+    self._unreadable: list[str] = []
+
+  def __call__(self, batches):
+    for batch in batches:
+      for example, valid in zip(batch.examples, batch.image_mask):
+        self._images[not valid] += 1
+        self._regions[not valid] += len(example.boxes)
+        if not valid and len(self._unreadable) < NAMED:
+          self._unreadable.append(example.error)
+      yield batch
+
+  @property
+  def coverage(self) -> Coverage:
+    """So far."""
+    return Coverage(images=self._images[0], of_images=sum(self._images), regions=self._regions[0],
+                    of_regions=sum(self._regions), unreadable=tuple(self._unreadable))
+
+
+def lost_in_import(meta, split: str) -> tuple[int, int]:
+  """(images, boxes) that the importer of a data set left out of a split because it could not read the image."""
+  counts = meta.extra.get('counts', {}).get(split, {})
+  dropped = lambda what, of: sum(found['count'] for reason, found in counts.get(what, {}).get('dropped', {}).items()
+                                 if of(reason))
+  return dropped('images', lambda reason: reason != 'listed twice'), dropped('boxes', lambda r: r == 'image lost')

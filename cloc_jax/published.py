@@ -1,0 +1,69 @@
+"""Published figures beside ours, and whether the two may be compared. data/tasks/published.json holds them."""
+import dataclasses
+import functools
+import importlib.resources
+import json
+
+from cloc_jax import evaluators
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+  """What one paper says of a metric that was measured. theirs: system → fraction.
+
+  reasons: why it may not be compared; empty where the protocol is the same.
+  """
+  metric: str
+  theirs: dict[str, float]
+  source: str
+  reasons: tuple[str, ...]
+
+  @property
+  def text(self) -> str:
+    """In percent: 'CLOC B/16 71.1, CLOC L/14 72.9'."""
+    return ', '.join(f'{system} {100 * value:.1f}' for system, value in self.theirs.items())
+
+  @property
+  def verdict(self) -> str:
+    return f'no: {"; ".join(self.reasons)}' if self.reasons else 'yes'
+
+
+def rows(evaluation: evaluators.Evaluation, *, data: str, info: dict) -> list[Row]:
+  """What is published of the metrics that an evaluation has.
+
+  Args:
+    data: as `data_of` or the name of an ImageNet task says; '' for data that nobody has published about.
+    info: of the encoder (encoders.Encoder.info).
+  """
+  out = []
+  for entry in _content()['figures']:
+    if entry['data'] != data or entry['metric'] not in evaluation.metrics:
+      continue
+    reasons = [entry['differs']] if 'differs' in entry else []
+    # Only whole-image figures lose: regions need every box on the canvas, whatever the encoder.
+    if 'preprocessing' in info and entry['metric'].startswith(('image_text_retrieval/', 'zeroshot/')):
+      reasons.append('here images are padded, which is not how this encoder was trained')
+    coverage = evaluation.coverage
+    if coverage is not None and 'images' in entry and coverage.images != entry['images']:
+      reasons.append(f'{coverage.images:,} images here, {entry["images"]:,} there')
+    elif coverage is not None and not coverage.complete:
+      reasons.append(f'here of {coverage}')
+    out.append(Row(metric=entry['metric'], theirs={k: v / 100 for k, v in entry['values'].items()},
+                   source=_content()['papers'][entry['paper']], reasons=tuple(reasons)))
+  order = [row.metric for row in out]
+  return sorted(out, key=lambda row: order.index(row.metric))  # all that is said of a metric stands together
+
+
+def data_of(meta) -> str:
+  """Which published data set a DatasetMeta is: 'coco', 'lvis', 'grit', 'refcoco', 'flickr30k', or ''."""
+  said = f'{meta.extra.get("provenance", "")} '.lower()
+  for start, name in (('coco annotations ', 'coco'), ('lvis annotations ', 'lvis'), ('refcoco annotations ', 'refcoco'),
+                      ('flickr30k', 'flickr30k')):
+    if said.startswith(start):
+      return name
+  return 'grit' if meta.name == 'grit' else ''  # its importer says nothing of where the tars came from
+
+
+@functools.cache
+def _content() -> dict:
+  return json.loads(importlib.resources.files('cloc_jax.data').joinpath('tasks/published.json').read_text('utf-8'))

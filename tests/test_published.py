@@ -1,0 +1,57 @@
+import json
+import pathlib
+import types
+
+import pytest
+
+import cloc_jax
+from cloc_jax import evaluators, published
+
+CONTENT = json.loads((pathlib.Path(cloc_jax.__file__).parent / 'data' / 'tasks' / 'published.json').read_text())
+
+
+def evaluation(metrics, **coverage):
+  return evaluators.Evaluation(metrics=metrics, skipped={}, protocols={},
+                               coverage=evaluators.Coverage(**coverage) if coverage else None)
+
+
+def test_every_figure_has_a_source_and_no_two_entries_say_the_same():
+  seen = [(e['data'], e['metric'], e['paper']) for e in CONTENT['figures']]
+  assert len(set(seen)) == len(seen) and {e['paper'] for e in CONTENT['figures']} == set(CONTENT['papers'])
+  for entry in CONTENT['figures']:
+    assert set(entry) <= {'data', 'metric', 'images', 'paper', 'differs', 'values'}
+    assert all(1 < value < 100 for value in entry['values'].values()), 'percent'
+
+
+def test_the_same_protocol_on_the_same_images():
+  """SPEC's Table 2, row 13 and below."""
+  full = evaluation({'region_recognition/macc': 0.5, 'region_recognition/top1': 0.6}, images=5000, of_images=5000)
+  got = {row.metric: row for row in published.rows(full, data='coco', info={})}
+  assert got['region_recognition/macc'].theirs == pytest.approx(
+      {'CLOC B/16': 0.711, 'CLOC L/14': 0.729, 'CLOC H/14': 0.730})
+  assert got['region_recognition/macc'].verdict == 'yes'
+  assert got['region_recognition/macc'].text == 'CLOC B/16 71.1, CLOC L/14 72.9, CLOC H/14 73.0'
+  assert got['region_recognition/top1'].verdict == 'no: its pre-processing and prompts are its own'
+  assert {row.metric for row in published.rows(full, data='lvis', info={})} == set(got)
+  assert not published.rows(full, data='', info={}) and not published.rows(full, data='refcoco', info={})
+
+
+def test_what_differs_is_said():
+  some = evaluation({'region_recognition/macc': 0.5, 'image_text_retrieval/i2t_r1': 0.5}, images=79, of_images=79)
+  ours = {(r.metric, 'CLOC B/16' in r.theirs): r.verdict for r in published.rows(some, data='coco', info={})}
+  assert ours['region_recognition/macc', True] == 'no: 79 images here, 5,000 there'
+  foreign = {'preprocessing': 'padded'}
+  theirs = {(r.metric, 'CLOC B/16' in r.theirs): r.verdict for r in published.rows(some, data='coco', info=foreign)}
+  assert theirs['region_recognition/macc', True] == ours['region_recognition/macc', True], 'regions need the padding'
+  assert 'images are padded' in theirs['image_text_retrieval/i2t_r1', True]
+  lost = evaluation({'region_recognition/macc': 0.5}, images=5000, of_images=5000, regions=9, of_regions=10)
+  assert published.rows(lost, data='coco', info={})[0].verdict == 'no: here of 5,000 of 5,000 images, 9 of 10 regions'
+
+
+def test_data_sets_are_known_by_their_provenance():
+  of = lambda provenance, name='x': published.data_of(
+      types.SimpleNamespace(name=name, extra={'provenance': provenance}))
+  assert [of('coco annotations'), of('lvis annotations'), of('RefCOCO annotations on COCO images'),
+          of('Flickr30k Entities annotations on …'), of('objects365 annotations'), of('cocoa annotations')] == [
+              'coco', 'lvis', 'refcoco', 'flickr30k', '', '']
+  assert of('', name='grit') == 'grit' and of('', name='coco') == ''
