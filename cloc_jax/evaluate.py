@@ -94,7 +94,7 @@ def run_encoder(encoder: encoders.Encoder, *, path: str | os.PathLike, split: st
         process_count=jax.process_count()))
     fns = encoder.fns
     if proposals is not None:
-      fns = detection.images_once(fns)
+      fns = detection.once(fns)
       detector = _detector(fns, proposals, path=path, split=split, meta=meta)
       batches = detector.watch(fns, batches)
     predictions = evaluators.collect(fns, batches, progress=progress, allow_empty=jax.process_count() > 1)

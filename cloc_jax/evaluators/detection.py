@@ -43,8 +43,6 @@ class Detection:
                truth: average_precision.Truth):
     self._categories = tuple(categories)
     self._proposals, self._truth = proposals, truth
-    self._texts: dict[str, np.ndarray] = {}
-    self._encode_text = encode_text
     self._z_class = None
     if categories:
       self._z_class = np.asarray(encode_text(list(categories), region=True), np.float32)
@@ -55,7 +53,7 @@ class Detection:
     self._reachable = 0  # phrases that some proposal meets
 
   def watch(self, fns: EncoderFns, batches):
-    """Yields the batches unchanged, and looks at each once it was used: images are encoded once (see images_once)."""
+    """Yields the batches unchanged, and looks at each once it was used. With fns of `once` all is encoded once."""
     for batch in batches:
       yield batch
       self.add(fns, batch)
@@ -65,8 +63,8 @@ class Detection:
     examples = [self._with_proposals(e) for e in batch.examples]
     if not np.asarray(batch.image_mask).any():
       return
-    # The true boxes come first, so that their captions are embedded; no text is encoded twice over the batches.
-    bare = dataclasses.replace(fns, ground=None, embed_patches=None, encode_text=self._encode_once)
+    # The true boxes come first, so that their captions are embedded.
+    bare = dataclasses.replace(fns, ground=None, embed_patches=None)
     some = collect(bare, [dataclasses.replace(batch, examples=examples)])
     kept = [e for e, valid in zip(batch.examples, batch.image_mask) if valid]
     for number, example in enumerate(kept):
@@ -109,12 +107,6 @@ class Detection:
     return dataclasses.replace(
         example, boxes=np.concatenate([example.boxes.reshape(-1, 4), example.geometry.boxes_to_canvas(boxes)]),
         region_captions=tuple(example.region_captions) + more, categories=tuple(example.categories) + more)
-
-  def _encode_once(self, texts, *, region):
-    new = [t for t in dict.fromkeys(texts) if t not in self._texts]
-    if new:
-      self._texts.update(zip(new, np.asarray(self._encode_text(new, region=region), np.float32)))
-    return np.stack([self._texts[t] for t in texts])
 
   def _add_image(self, example, true, *, z, z_text):
     boxes, scores = self._proposals(example.image_id)
@@ -179,13 +171,22 @@ def best_detections(z, *, z_class, boxes, weight, most: int) -> tuple[np.ndarray
   return kept // count, kept % count, flat[kept]
 
 
-def images_once(fns: EncoderFns) -> EncoderFns:
-  """The same model, which remembers the last batch of images: two that look at a batch encode it once."""
+def once(fns: EncoderFns) -> EncoderFns:
+  """The same model for two that look at the same batches: it remembers the last images, and all texts of regions."""
   last: list = [None, None]
+  known: dict[str, np.ndarray] = {}
 
   def encode_image(images):
     if last[0] is not images:
       last[:] = images, fns.encode_image(images)
     return last[1]
 
-  return dataclasses.replace(fns, encode_image=encode_image)
+  def encode_text(texts, *, region):
+    if not region:
+      return fns.encode_text(texts, region=False)
+    new = [t for t in dict.fromkeys(texts) if t not in known]
+    if new:
+      known.update(zip(new, np.asarray(fns.encode_text(new, region=True), np.float32)))
+    return np.stack([known[t] for t in texts])
+
+  return dataclasses.replace(fns, encode_image=encode_image, encode_text=encode_text)

@@ -213,7 +213,7 @@ class Model:
 
 def detect(proposals, *, masked=(), categories=NAMES):
   model = Model()
-  fns = detection.images_once(model.fns())
+  fns = detection.once(model.fns())
   detector = detection.Detection(
       categories=categories, encode_text=fns.encode_text, truth=Truth(),
       proposals=lambda name: (np.float32(proposals.get(name, [])).reshape(-1, 4),
