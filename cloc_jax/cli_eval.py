@@ -77,9 +77,10 @@ def _eval(args) -> int:
   encoder = encoders.with_regions(encoder, args.region_embedding)
   with hosts.together():
     splits = evaluate.splits_to_evaluate(args.data, args.split)
+    writer = _dump(args, encoder)
   out = pathlib.Path(args.out) if args.out else _evals_folder(encoder, args)
   parts = []
-  with _dump(args, encoder) as dumped:
+  with writer as dumped:
     for split in splits:
       parts.append(_eval_split(encoder, args, split=split, out=out, dumped=dumped))
   if jax.process_index():

@@ -3,6 +3,7 @@
 Two mesh axes: 'data' replicates parameters, 'fsdp' splits them (and the optimizer's state). A batch is split over both.
 'fsdp' sends most and stays where links are fast: within a TPU slice, a node, a process.
 """
+import functools
 import math
 from collections.abc import Sequence
 
@@ -154,16 +155,22 @@ def to_local(tree, mesh: Mesh):
   if jax.process_count() == 1:
     return tree
   own = local_mesh(mesh)
-  whole = jax.jit(lambda x: x, out_shardings=replicated(mesh))
 
   def one(leaf):
     split = not leaf.is_fully_replicated
-    shards = (whole(leaf) if split else leaf).addressable_shards
+    shards = (_gather(mesh)(leaf) if split else leaf).addressable_shards
     here = jax.make_array_from_single_device_arrays(leaf.shape, replicated(own), [s.data for s in shards])
+    if not split:
+      return here
     # Waits, else all arrays would be whole at once.
-    return jax.block_until_ready(jax.device_put(here, NamedSharding(own, _fsdp_spec(leaf.shape, own)))) if split else here
+    return jax.block_until_ready(jax.device_put(here, NamedSharding(own, _fsdp_spec(leaf.shape, own))))
 
   return jax.tree.map(one, tree)
+
+
+@functools.cache  # one function, so that an array's shape is compiled once and not for every evaluation
+def _gather(mesh: Mesh):
+  return jax.jit(lambda x: x, out_shardings=replicated(mesh))
 
 
 def describe(params, shardings) -> str:

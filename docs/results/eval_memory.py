@@ -97,10 +97,11 @@ def table(results) -> str:
   lines = ['| evaluator | regions | classes or texts | all similarities, MB | held before, MB | peak above it, MB | s |',
            '| --- | --- | --- | --- | --- | --- | --- |']
   for r in results['cases']:
-    lines.append(f'| region {r["kind"]} | {r["regions"]:,} | {r["texts"]:,} | {4 * r["regions"] * r["texts"] / 2**20:,.0f} '
+    similarities = 4 * r['regions'] * r['texts'] / 2**20
+    lines.append(f'| region {r["kind"]} | {r["regions"]:,} | {r["texts"]:,} | {similarities:,.0f} '
                  f'| {r["held_mb"]:,.0f} | {r["peak_mb"]:,.0f} | {r["seconds"]:.1f} |')
-  return '\n'.join([f'Embeddings of {WIDTH} numbers, NumPy {results["numpy"]}, {results["machine"]}. Made by '
-                    '`python docs/results/eval_memory.py`.', '', *lines])
+  note = f'Embeddings of {WIDTH} numbers, NumPy {results["numpy"]}, {results["machine"]}.'
+  return '\n'.join([f'{note} Made by `python docs/results/eval_memory.py`.', '', *lines])
 
 
 if __name__ == '__main__':

@@ -2,9 +2,9 @@
 
   GLIBC_TUNABLES=glibc.malloc.hugetlb=1 python docs/results/eval_speed.py
 
-A CLOC B/16 at 224 px with random weights; boxes are random too. All ways embed the same boxes of the same canvases, turn
-by turn in one process; what they are compared by is the ratio within a turn. Texts, which cost all of them the same, are
-left out but in the row of the whole evaluation.
+A CLOC B/16 at 224 px with random weights; boxes are random too. All ways embed the same boxes of the same canvases,
+turn by turn in one process; what they are compared by is the ratio within a turn. Texts, which cost all of them the
+same, are left out but in the row of the whole evaluation, which also grounds and points.
 """
 import argparse
 import dataclasses
@@ -69,7 +69,8 @@ def again_for_every_box(fns, given) -> np.ndarray:
     boxes = np.zeros((len(batch.images), len(batch.examples[0].boxes), 4), np.float32) + np.float32([0, 0, 1, 1])
     for row, example in enumerate(batch.examples):
       boxes[row] = example.boxes
-    z = [np.asarray(fns.embed_regions(fns.encode_image(batch.images), boxes[:, i:i + 1])) for i in range(boxes.shape[1])]
+    z = [np.asarray(fns.embed_regions(fns.encode_image(batch.images), boxes[:, i:i + 1]))
+         for i in range(boxes.shape[1])]
     out.append(np.concatenate(z, 1)[:len(batch.examples)].reshape(-1, z[0].shape[-1]))
   return np.concatenate(out)
 
@@ -125,7 +126,8 @@ def main():
 
 
 def table(results) -> str:
-  lines = ['| boxes an image | encoded | images/s | boxes/s | time, in units of the first |', '| --- | --- | --- | --- | --- |']
+  lines = ['| boxes an image | encoded | images/s | boxes/s | time, in units of the first |',
+           '| --- | --- | --- | --- | --- |']
   for boxes, seconds in results['seconds'].items():
     for way in WAYS:
       rate = results['images'] / statistics.median(seconds[way])

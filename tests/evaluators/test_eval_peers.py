@@ -153,7 +153,8 @@ def test_average_precision_agrees_with_torchmetrics_on_scores_above_zero(unit):
   rng = np.random.default_rng(4)
   z, z_class, label = unit(rng.normal(size=(80, 6))), unit(rng.normal(size=(5, 6))), rng.integers(0, 4, 80)
   got = ranking.average_precisions(z, z_class=z_class, label=label)
-  theirs = lambda scores, c: float(functional.retrieval_average_precision(torch.tensor(scores), torch.tensor(label == c)))
+  precision = functional.retrieval_average_precision
+  theirs = lambda scores, c: float(precision(torch.tensor(scores), torch.tensor(label == c)))
   for c in range(4):
     scores = z @ z_class[c]
     assert got[c] == pytest.approx(theirs((scores + 1) / 2, c))
