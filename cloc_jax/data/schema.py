@@ -263,6 +263,8 @@ def write_dataset(out_dir: str | os.PathLike, *, meta: DatasetMeta, splits: dict
     FileExistsError: if `out_dir` is in the way.
     ValueError, TypeError: on a bad name, a split without examples, or an example that cannot be stored.
   """
+  if storage.is_url(out_dir):
+    raise ValueError(f'{out_dir}: data sets are written to a disk; storage.upload copies one to a store')
   out = pathlib.Path(out_dir).expanduser().absolute()
   check_names(meta=meta, splits=splits)
   check_target(out, overwrite=overwrite)

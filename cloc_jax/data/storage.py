@@ -254,4 +254,6 @@ def _named(url):
   except (OSError, ImportError, ValueError):  # FileNotFoundError and PermissionError are OSErrors, and speak
     raise
   except Exception as error:
+    if getattr(error, 'status', None) == 410:  # a web server's 'gone'; fsspec knows 404 only
+      raise FileNotFoundError(url) from error
     raise OSError(f'{url}: {type(error).__name__}: {error}') from error

@@ -235,6 +235,13 @@ def test_an_upload_that_broke_off_goes_on_and_nobody_takes_it_for_whole(put, tmp
   assert sent[-1].endswith(schema.INFO_FILE)
 
 
+def test_data_sets_are_written_to_a_disk(tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  with pytest.raises(ValueError, match='gs://b/c: data sets are written to a disk'):
+    schema.write_dataset('gs://b/c', meta=schema.DatasetMeta(name='a'), splits={'train': []})
+  assert not list(tmp_path.iterdir())
+
+
 def test_where_shards_wait_must_be_said(put, tmp_path):
   root = put(coco_files())
   argv = ['data', 'import', 'coco', '--images', f'{root}/images', '--instances', f'{root}/instances.json', '--workers',
@@ -253,6 +260,8 @@ class Handler(http.server.SimpleHTTPRequestHandler):
   ranges = True
 
   def do_GET(self):
+    if self.path.endswith('gone.png'):
+      return self.send_error(410)
     asked = self.headers.get('Range')
     path = pathlib.Path(self.translate_path(self.path))
     if not (self.ranges and asked and path.is_file()):
@@ -300,3 +309,6 @@ def test_the_web(serve, tmp_path, ranges):
   assert len(records(tmp_path / 'tars')) == 2
   with pytest.raises(FileNotFoundError, match='no such file: http://.*/1.tar'):
     json_stream.check_file(root / '1.tar')
+  for name in ('gone.png', 'never.png'):
+    with pytest.raises(FileNotFoundError):
+      (root / name).read_bytes()
