@@ -26,11 +26,13 @@ PNG = encode_png(np.zeros((40, 80, 3), np.uint8))
 BOXES = [(0.1, 0.2, 0.5, 0.9), (0.0, 0.0, 0.25, 1.0)]  # yxyx
 COCO = {'image': f.Image(encoding_format='jpeg'), 'image/filename': f.Text(), 'image/id': np.int64,
         'objects': f.Sequence({'id': np.int64, 'area': np.int64, 'bbox': f.BBoxFeature(),
-                               'label': f.ClassLabel(names=['person', 'traffic_light']), 'is_crowd': np.bool_})}
+                               'label': f.ClassLabel(names=['person', 'traffic_light']), 'is_crowd': np.bool_,
+                               'kind': f.ClassLabel(num_classes=3)})}
 
 
 def coco_example(number, *, labels=('traffic_light', 'person'), crowd=(False, False)):
-  objects = [{'id': i, 'area': 9, 'bbox': f.BBox(*BOXES[i]), 'label': label, 'is_crowd': crowd[i]}
+  objects = [{'id': i, 'area': 9, 'bbox': f.BBox(*BOXES[i]), 'label': label, 'is_crowd': crowd[i],
+              'kind': 2}
              for i, label in enumerate(labels)]
   return {'image': io.BytesIO(PNG), 'image/filename': f'{number:012}.jpg', 'image/id': number, 'objects': objects}
 
@@ -166,6 +168,7 @@ def test_codes_need_names_and_boxes_may_be_said(tmp_path):
     (dict(fields=(('boxes', 'objects/bbo'),)), "no feature 'objects/bbo'; did you mean 'objects/bbox'.*; its features"),
     (dict(fields=(('boxes', 'objects/label'),)), r'boxes=objects/label: expected a list of boxes .*got ClassLabel in'),
     (dict(fields=(('category', 'objects/id'),)), 'expected a list of ClassLabels with names'),
+    (dict(fields=(('category', 'objects/kind'),)), 'expected a list of ClassLabels with names'),
     (dict(fields=(('image', 'image/id'),)), 'image=image/id: expected an Image'),
     (dict(fields=(('image_id', 'image/id'), ('image_id', 'image/filename'))), "field 'image_id' is there twice"),
     (dict(boxes='yxyx fractions'), "unknown box convention 'yxyx fractions'; known are"),

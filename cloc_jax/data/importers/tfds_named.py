@@ -307,7 +307,7 @@ def _complaint(role, field) -> str:
   """What is expected of a role's feature, '' if it is that."""
   f, feature = tfds.features, field.feature
   text = isinstance(feature, f.Text) or (feature.np_dtype == np.object_ and not isinstance(feature, f.Image))
-  named = isinstance(feature, f.ClassLabel) and bool(getattr(feature, '_str2int', None))
+  named = isinstance(feature, f.ClassLabel) and _has_names(feature)
   number = np.issubdtype(feature.np_dtype, np.integer) or feature.np_dtype == np.bool_
   if role == 'image':
     return '' if isinstance(feature, f.Image) and field.rank == 0 else 'an Image'
@@ -322,6 +322,10 @@ def _complaint(role, field) -> str:
   if role == 'crowd':
     return '' if number and feature.shape == () and field.rank == 1 else 'a list of yes and no'
   return '' if text and field.rank <= 1 else 'a text or a list of texts'
+
+
+def _has_names(feature):
+  return feature.names != [str(i) for i in range(feature.num_classes)]  # as TFDS spells those it has no names for
 
 
 def _values(feature, field, where) -> Any:
