@@ -246,14 +246,6 @@ def _tars(parser):
                       help='several with a comma between; * and ? are filled in')
 
 
-def _files(text: str) -> tuple[str, ...]:
-  """'a.tar,b-*.tar' → all the files, those of a pattern in order of their names."""
-  import glob
-  found = []
-  for pattern in text.split(','):
-    pattern = os.path.expanduser(pattern)
-    matches = sorted(glob.glob(pattern)) if glob.has_magic(pattern) and not os.path.exists(pattern) else [pattern]
-    if not matches:
-      raise FileNotFoundError(f'no file fits {pattern}')
-    found += matches
-  return tuple(found)
+def _files(text):
+  from cloc_jax.data.importers import records
+  return records.list_files(text)
