@@ -147,7 +147,7 @@ def _pictures(info, wanted, *, image_size):
   try:
     for split in sorted({split for split, _ in wanted}):
       left = {image_id for s, image_id in wanted if s == split}
-      for example in sources.RecordSource(info['data'], split=split):
+      for example in sources.open_source(info['data'], split=split):
         if example.image_id in left:
           image = transforms.decode(example.image, where=example.image_id)
           out[split, example.image_id] = transforms.prepare_image(image, image_size=image_size)

@@ -8,7 +8,7 @@ import numpy as np
 
 from cloc_jax import dump as dump_lib
 from cloc_jax import encoders, evaluators, inference
-from cloc_jax.data import eval_pipeline, imagefolder, scan, schema
+from cloc_jax.data import eval_pipeline, imagefolder, scan, sources
 from cloc_jax.evaluators import suite, zeroshot
 
 _log = logging.getLogger('cloc_jax.evaluate')
@@ -62,7 +62,7 @@ def run_encoder(encoder: encoders.Encoder, *, path: str | os.PathLike, split: st
     pool_limit: take the first so many regions alone for region retrieval.
     progress: called with the number of images done.
   """
-  meta = schema.read_meta(path)
+  meta = sources.read_meta(path)
   batch_size = -(-batch_size // encoder.devices) * encoder.devices
   batches = eval_pipeline.eval_batches(path, split=split, batch_size=batch_size, image_size=encoder.image_size,
                                   pad=encoder.pad, limit=limit)
@@ -111,7 +111,7 @@ def dump(writer: dump_lib.Writer, predictions: evaluators.Predictions, encoder: 
          path: str | os.PathLike, split: str) -> None:
   """Adds a split's predictions to a dump."""
   writer.write(predictions, split=split, encode_text=encoder.fns.encode_text,
-               categories=schema.read_meta(path).categories)
+               categories=sources.read_meta(path).categories)
 
 
 def splits_to_evaluate(path: str | os.PathLike, splits: Sequence[str] | None) -> list[str]:

@@ -178,7 +178,7 @@ def _read(workdir) -> _Run:
 def _in_order(run, splits) -> list[str]:
   """Splits as the data set lists them, then those that it does not know."""
   try:
-    known = list(schema.read_meta(run.data_path).splits)
+    known = list(sources.read_meta(run.data_path).splits)
   except FileNotFoundError:
     known = []
   return sorted(splits, key=lambda split: known.index(split) if split in known else len(known))
@@ -214,7 +214,7 @@ def _total_steps(config) -> int | None:
   """None where the length is in epochs of a data set that is gone."""
   data = config['data']
   try:
-    size = schema.read_meta(data['path']).splits.get(data.get('split', 'train'))
+    size = sources.read_meta(data['path']).splits.get(data.get('split', 'train'))
   except FileNotFoundError:
     size = None
   try:

@@ -1,7 +1,6 @@
 """Whole splits for evaluation: one pass in the order on disk, nothing drawn at random, the last batch padded."""
 from collections.abc import Iterator
 import dataclasses
-import os
 
 import grain
 import numpy as np
@@ -9,6 +8,7 @@ import numpy as np
 from cloc_jax import geometry as geometry_lib
 from cloc_jax.data import prepare
 from cloc_jax.data import sources
+from cloc_jax.data import spec as spec_lib
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,7 +36,7 @@ class EvalBatch:
   examples: list[EvalExample]
 
 
-def eval_batches(path: str | os.PathLike, *, split: str, batch_size: int, image_size: int, pad: str = 'center',
+def eval_batches(path: spec_lib.Data, *, split: str, batch_size: int, image_size: int, pad: str = 'center',
                  limit: int | None = None, process_index: int = 0, process_count: int = 1) -> Iterator[EvalBatch]:
   """One pass over a split in its order, with nothing drawn at random. Several hosts take turns, example by example.
 
@@ -51,7 +51,7 @@ def eval_batches(path: str | os.PathLike, *, split: str, batch_size: int, image_
   Raises:
     transforms.ImageError: on an image that cannot be decoded: a score over some of the images would not be a score.
   """
-  source = sources.RecordSource(path, split=split)
+  source = sources.open_source(path, split=split)
   total = len(source) if limit is None else min(limit, len(source))
   examples = grain.MapDataset.source(source).slice(slice(process_index, total, process_count))
   count = -(-(-(-total // process_count)) // batch_size)  # batches on the host that has most examples

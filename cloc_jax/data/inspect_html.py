@@ -9,10 +9,11 @@ from cloc_jax import boxes as box_lib
 from cloc_jax import page
 from cloc_jax.data import pipeline
 from cloc_jax.data import prepare
-from cloc_jax.data import schema
+from cloc_jax.data import sources
+from cloc_jax.data import spec as spec_lib
 
 
-def write_gallery(path: str | os.PathLike, *, split: str, out: str | os.PathLike, count: int = 24,
+def write_gallery(path: spec_lib.Data, *, split: str, out: str | os.PathLike, count: int = 24,
                   image_size: int = 224, regions_per_image: int = 8, seed: int = 0, flip: bool = False,
                   pad: str = 'center', shuffle: bool = True) -> dict[str, int]:
   """Writes a page with some examples as training sees them. It needs no other file and no network.
@@ -35,7 +36,7 @@ def write_gallery(path: str | os.PathLike, *, split: str, out: str | os.PathLike
   shown = [examples[i] for i in range(min(count, len(examples)))]
   counts = {name: sum(int(e.counts.get(name, 0)) for e in shown) for name in prepare.STATS}
   counts |= {'captions': sum(bool(e.caption) for e in shown), 'region_captions': counts['regions_kept']}
-  meta = schema.read_meta(path)
+  meta = sources.read_meta(path)
   out = pathlib.Path(out)
   out.parent.mkdir(parents=True, exist_ok=True)
   out.write_text(_page(meta, split=split, examples=shown, counts=counts), encoding='utf-8')

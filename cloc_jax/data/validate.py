@@ -11,6 +11,7 @@ import numpy as np
 from cloc_jax import boxes as box_lib
 from cloc_jax.data import scan
 from cloc_jax.data import sources
+from cloc_jax.data import spec as spec_lib
 from cloc_jax.data import transforms
 
 EXAMPLES = 10  # how many of each kind are named; the rest are counted
@@ -83,14 +84,14 @@ class Report:
     return '\n'.join([*lines, 'nothing is broken' if self.ok else 'BROKEN: see above'])
 
 
-def validate(path: str | os.PathLike, *, splits: Sequence[str] | None = None, workers: int = 0,
+def validate(path: spec_lib.Data, *, splits: Sequence[str] | None = None, workers: int = 0,
              progress: Callable[[int, int], None] | None = None) -> Report:
   """Reads every record, decodes every image in full, and checks them against each other.
 
   Holds 24 bytes a record, whatever the size of the data set.
 
   Args:
-    path: the data set's folder.
+    path: the data set, see sources.open_source.
     splits: their names; None for all.
     workers: processes; 0 for this one.
     progress: called with (records done, records in all).
@@ -105,7 +106,7 @@ def validate(path: str | os.PathLike, *, splits: Sequence[str] | None = None, wo
   readable = {}
   for split in sizes:
     try:
-      sources.RecordSource(path, split=split)
+      sources.open_source(path, split=split)
       readable[split] = sizes[split]
     except FileNotFoundError as error:
       findings['missing_files'].add(1, [str(error)])
@@ -119,7 +120,7 @@ def validate(path: str | os.PathLike, *, splits: Sequence[str] | None = None, wo
     regions += found.regions
   if readable:
     _find_duplicates(path, {split: np.concatenate(parts) for split, parts in marks.items()}, findings)
-  return Report(path=os.fspath(path), splits=sizes, findings=findings, records=records, regions=regions,
+  return Report(path=spec_lib.text(path), splits=sizes, findings=findings, records=records, regions=regions,
                 seconds=time.monotonic() - began)
 
 
@@ -201,7 +202,7 @@ def _check_words(example, where, found):
 
 def _find_duplicates(path, marks, findings):
   def name(split, index):
-    source = sources.RecordSource(path, split=split)
+    source = sources.open_source(path, split=split)
     return f'{split}, record {index} ({source[int(index)].image_id!r})'
 
   def repeated(hashes):

@@ -6,12 +6,13 @@ Sources: Peng et al., *Kosmos-2: Grounding Multimodal Large Language Models to t
 command that downloads images are in github.com/microsoft/unilm/tree/master/kosmos-2 and in the data set's card,
 huggingface.co/datasets/zzliang/GRIT; members: github.com/rom1504/img2dataset.
 """
+from collections.abc import Iterable
 from collections.abc import Iterator
 import dataclasses
+import pathlib
 
 from cloc_jax.data import schema
 from cloc_jax.data.importers import counts as counts_lib
-from cloc_jax.data.importers import engine
 from cloc_jax.data.importers import images
 from cloc_jax.data.importers import json_stream
 from cloc_jax.data.importers import records
@@ -44,11 +45,12 @@ class Grit(webdataset.WebDataset):
     if self.phrases not in ('both', *_LISTS):
       raise ValueError(f"phrases must be 'noun_chunks', 'ref_exps' or 'both', got {self.phrases!r}")
 
-  def read(self, task: engine.Task, report: counts_lib.Counts) -> Iterator[schema.Example]:
-    yield from super().read(task, report)
+  def examples(self, found: Iterable[webdataset.Sample], path: pathlib.Path,
+               report: counts_lib.Counts) -> Iterator[schema.Example]:
+    yield from super().examples(found, path, report)
     reshaped = report.of('boxes', 'dropped', _RESHAPED)
     if report.of('images') >= _MIN_IMAGES and reshaped > report.of('boxes') / 2 and not self.trust_boxes:
-      raise ValueError(f'{task.payload}: the images of {reshaped} of {report.of("boxes")} boxes have lost their '
+      raise ValueError(f'{path}: the images of {reshaped} of {report.of("boxes")} boxes have lost their '
                        'proportions, so that the boxes do not fit: download them with img2dataset '
                        '--resize_mode=keep_ratio, or import the others with --trust-boxes')
 

@@ -114,11 +114,11 @@ class Rows(engine.Importer):
     for number, begin, end, row in _jsonl_rows(piece):
       yield Place(begin, end, number), self._record(row, number, piece, counts_lib.Counts())
 
-  def read_row(self, path: pathlib.Path, place: Place, report: counts_lib.Counts, *,
-               images: str | os.PathLike | None) -> schema.Example | None:
-    """The example of one row; None, and counted, if its image is missing or no image."""
-    task = engine.Task(f'{path.name}, row {place.row}', payload=self._piece(path, place, images))
-    return next(self.read(task, report), None)
+  def record_at(self, path: pathlib.Path, place: Place, *, images: str | os.PathLike | None) -> records.Record:
+    """What one row of a JSONL file holds; see `places`."""
+    piece = self._piece(path, place, images)
+    (number, _, _, row), = _jsonl_rows(piece)
+    return self._record(row, number, piece, counts_lib.Counts())
 
   def _piece(self, path, place, images):
     folder = path.parent if images is None else pathlib.Path(images).expanduser()
