@@ -16,7 +16,8 @@ def add_verbs(verbs) -> None:
   which.add_argument('--encoder', metavar='SPEC', help='hf:DIR or hf:OWNER/NAME: a CLIP, SigLIP or SigLIP 2 of Hugging '
                      'Face; or a checkpoint of ours')
   what = evaluate.add_mutually_exclusive_group(required=True)
-  what.add_argument('--data', metavar='PATH', help='a data set made by `cloc data`')
+  what.add_argument('--data', metavar='PATH', help='a data set made by `cloc data`, or files as they are: coco:images=DIR,instances=FILE.json, '
+                    'jsonl:FILE.jsonl, webdataset:DIR/*.tar (docs/data.md)')
   what.add_argument('--imagefolder', metavar='DIR', help='zero-shot classification of images, one folder a class')
   evaluate.add_argument('--classes', metavar='FILE.json', help='of an image folder: {"classes": {FOLDER: NAME}, '
                         '"templates": ["a photo of a {}."]}; default: the folders\' names, that template')
@@ -70,9 +71,10 @@ def _eval(args) -> int:
 def _dump(args, encoder):
   """A context: the writer of the predictions, or None."""
   from cloc_jax import dump
+  from cloc_jax.data import spec
   if not args.dump:
     return contextlib.nullcontext()
-  return dump.Writer(args.dump, info={**encoder.info, 'data': os.path.abspath(args.data)})
+  return dump.Writer(args.dump, info={**encoder.info, 'data': spec.absolute(args.data)})
 
 
 def _eval_split(encoder, args, *, split, out, dumped):
@@ -119,16 +121,18 @@ def _eval_diff(args) -> int:
 
 def _evals_folder(encoder, args):
   """The run's own evaluations are what its report shows; anything else gets a folder of its own beside them."""
+  from cloc_jax.data import spec
   info, how = encoder.info, encoder.info.get('region_embedding', 'model')
-  data = pathlib.Path(args.data or args.imagefolder).resolve()
+  data = spec.absolute(args.data or args.imagefolder)
+  name = spec.short_name(args.data or args.imagefolder)
   if 'step' not in info:
     return pathlib.Path('evals') / '-'.join([*pathlib.PurePath(info['encoder'].partition(':')[2]).parts[-2:],
-                                             data.name, *([how] if how != 'model' else [])])
+                                             name, *([how] if how != 'model' else [])])
   folder = pathlib.Path(info['encoder']).parent / 'evals'
-  own = pathlib.Path(encoder.trained_on).resolve() == data
+  own = bool(encoder.trained_on) and spec.absolute(encoder.trained_on) == data
   if own and how == 'model' and args.limit is None and args.step is None:
     return folder
-  return folder / '-'.join([data.name, f'step{info["step"]}', *([how] if how != 'model' else [])])
+  return folder / '-'.join([name, f'step{info["step"]}', *([how] if how != 'model' else [])])
 
 
 def _counter(what):

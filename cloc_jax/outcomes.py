@@ -5,7 +5,7 @@ import os
 import numpy as np
 
 from cloc_jax import evaluators, inference
-from cloc_jax.data import eval_pipeline, schema
+from cloc_jax.data import eval_pipeline, sources
 
 
 @dataclasses.dataclass(frozen=True)

@@ -4,7 +4,7 @@ Which record of which source stands at which place is arithmetic of the place an
 stream whose state would have to be kept. So a run resumes from the number of examples alone, on any number of hosts and
 worker processes, as with one source.
 """
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 import dataclasses
 import math
 import sys
@@ -15,10 +15,11 @@ import grain
 import numpy as np
 
 from cloc_jax.data import prepare
+from cloc_jax.data import schema
 from cloc_jax.data import sources
 from cloc_jax.data import spec as spec_lib
 
-WINDOW = 1024  # places over which the shares are exact; their order inside is drawn
+WINDOW = 256  # places over which the shares are exact; their order inside is drawn
 _UNIT = 1_000_000  # shares are whole millionths
 
 
@@ -76,6 +77,14 @@ def sizes(of: Sequence[Part]) -> list[int]:
   return found
 
 
+def sample(of: Sequence[Part], *, count: int) -> Iterator[schema.Example]:
+  """About `count` examples, spread evenly over each part; each part as many as is its share, or all that it has."""
+  for part, share in zip(of, shares(of)):
+    source = sources.open_source(part.path, split=part.split)
+    for i in np.unique(np.linspace(0, len(source) - 1, min(len(source), max(1, round(share * count)))).astype(int)):
+      yield source[int(i)]
+
+
 def check_batch(of: Sequence[Part], records: Sequence[int], *, batch_size: int) -> None:
   """Raises ValueError, naming the part, if a part would have to be in one batch with some of its images twice."""
   for part, size, share in zip(of, records, shares(of)):
@@ -89,6 +98,11 @@ def check_batch(of: Sequence[Part], records: Sequence[int], *, batch_size: int) 
 def shares(of: Sequence[Part]) -> np.ndarray:
   """(parts,) float64, with sum 1, to a millionth: what Schedule keeps to."""
   return _millionths(of) / _millionths(of).sum()
+
+
+def describe(of: Sequence[Part]) -> str:
+  """Names and shares, for people."""
+  return ', '.join(f'{part.name} {100 * share:.3g} %' for part, share in zip(of, shares(of)))
 
 
 def _millionths(of):
@@ -149,3 +163,16 @@ class Schedule(grain.transforms.DatasetSelectionMap):
 
   def __getstate__(self):
     return vars(self) | {'_window': (-1, None, None)}
+
+
+class Seen:
+  """How far a run has come in each part of its mixture, for its metrics; a matter of arithmetic too."""
+
+  def __init__(self, of: Sequence[Part], *, seed: int):
+    self._parts, self._sizes, self._schedule = of, sizes(of), Schedule(of, seed=seed)
+
+  def metrics(self, examples: int) -> dict[str, float]:
+    """data/images/NAME and data/epoch/NAME after so many examples of the mixture, over all hosts."""
+    seen = self._schedule.seen(examples)
+    return ({f'data/images/{part.name}': int(n) for part, n in zip(self._parts, seen)}
+            | {f'data/epoch/{part.name}': float(n / size) for part, n, size in zip(self._parts, seen, self._sizes)})
