@@ -186,7 +186,7 @@ def _keep(path, fingerprint, tables, meta, counts):
 def _load(path, fingerprint, kind):
   """(tables, meta, counts) as they were kept, or None if there are none of the files as they are now."""
   try:
-    with np.load(path, allow_pickle=False) as arrays:
+    with open(path, 'rb') as file, np.load(file, allow_pickle=False) as arrays:
       head = json.loads(arrays['head'].tobytes())
       if head['fingerprint'] != fingerprint:
         return None
@@ -203,7 +203,7 @@ def _load(path, fingerprint, kind):
           else:
             values[field.name] = images.Texts.from_arrays(arrays[f'{name}/bytes'], arrays[f'{name}/ends'])
         tables[split] = kind(**values)
-  except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile):
+  except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile):
     return None  # not there, cut off, or of another version: it is made anew
   meta = {key: tuple(value) if isinstance(value, list) else value for key, value in head['meta'].items()}
   return (tables, schema.DatasetMeta(**meta),

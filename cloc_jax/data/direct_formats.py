@@ -46,6 +46,11 @@ def _present(paths: Sequence[pathlib.Path | None], counts: counts_lib.Counts) ->
   return np.array(keep, np.int64)
 
 
+def _evenly(values: Sequence[int], count: int) -> list[int]:
+  """At most `count` of them, spread evenly."""
+  return [int(values[i]) for i in np.unique(np.linspace(0, len(values) - 1, min(len(values), count)).astype(int))]
+
+
 class CocoLayout:
   """COCO and formats in its layout: one importer of all splits, so that their categories are compared."""
   table = images.Piece

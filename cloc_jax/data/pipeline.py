@@ -123,9 +123,9 @@ def prepared_dataset(path: spec_lib.Data, *, split: str, image_size: int, region
 
 def _mixed(parts, *, seed, global_batch, **draws):
   """The prepared examples of a mixture, without end."""
+  mixture_lib.check_batch(parts, mixture_lib.sizes(parts), batch_size=global_batch)
   each = [prepared_dataset(part.path, split=part.split, captions=part.captions,
                            seed=mixture_lib.seed_of(part, seed), **draws) for part in parts]
-  mixture_lib.check_batch(parts, [len(part) for part in each], batch_size=global_batch)
   return grain.MapDataset.select_from_datasets([part.repeat(None) for part in each],
                                                mixture_lib.Schedule(parts, seed=seed))
 
