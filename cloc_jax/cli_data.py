@@ -11,8 +11,8 @@ from cloc_jax import cli_import
 def add_verbs(verbs) -> None:
   """Adds `data` to the verbs of `cloc`, with verbs of its own."""
   parser = verbs.add_parser('data', help='make, import and look at data sets',
-                            description='Data sets are TFDS-readable ArrayRecord folders. inspect, validate, stats and mix also '
-                                        'read other files as they are: coco:images=DIR,instances=FILE.json, '
+                            description='Data sets are TFDS-readable ArrayRecord folders. inspect, validate, stats and '
+                                        'mix also read other files as they are: coco:images=DIR,instances=FILE.json, '
                                         'jsonl:FILE.jsonl, webdataset:DIR/*.tar (docs/data.md).')
   verbs = parser.add_subparsers(dest='data_verb', required=True, metavar='VERB')
   scenes = verbs.add_parser('scenes', help='draw the embedded data set',

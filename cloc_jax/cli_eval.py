@@ -16,8 +16,8 @@ def add_verbs(verbs) -> None:
   which.add_argument('--encoder', metavar='SPEC', help='hf:DIR or hf:OWNER/NAME: a CLIP, SigLIP or SigLIP 2 of Hugging '
                      'Face; or a checkpoint of ours')
   what = evaluate.add_mutually_exclusive_group(required=True)
-  what.add_argument('--data', metavar='PATH', help='a data set made by `cloc data`, or files as they are: coco:images=DIR,instances=FILE.json, '
-                    'jsonl:FILE.jsonl, webdataset:DIR/*.tar (docs/data.md)')
+  what.add_argument('--data', metavar='PATH', help='a data set made by `cloc data`, or files as they are: '
+                    'coco:images=DIR,instances=FILE.json, jsonl:FILE.jsonl, webdataset:DIR/*.tar (docs/data.md)')
   what.add_argument('--imagefolder', metavar='DIR', help='zero-shot classification of images, one folder a class')
   evaluate.add_argument('--classes', metavar='FILE.json', help='of an image folder: {"classes": {FOLDER: NAME}, '
                         '"templates": ["a photo of a {}."]}; default: the folders\' names, that template')

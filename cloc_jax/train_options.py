@@ -33,7 +33,7 @@ class EvalOptions:
   """The section `evals`. splits: None is all but 'train'. every_steps: None is at the end only."""
   every_steps: int | None = None
   splits: tuple[str, ...] | None = None
-  path: str | None = None
+  path: spec.Data | None = None
   batch_size: int = 64
   limit: int | None = None
   pool_limit: int | None = None

@@ -253,7 +253,8 @@ class Tars:
     pictures = [i for i, name in enumerate(table.extensions) if name in webdataset.IMAGES]
     has = np.add.reduceat(np.isin(table.extension, pictures), table.first) if len(table.first) else np.zeros(0, int)
     for i in np.flatnonzero(has == 0):
-      counts.dropped('images', 'not in the archive', f'{pathlib.Path(table.files[table.file[i]]).name}: {table.keys[i]}')
+      archive = pathlib.Path(table.files[table.file[i]]).name
+      counts.dropped('images', 'not in the archive', f'{archive}: {table.keys[i]}')
     return np.flatnonzero(has)
 
   def reader(self, name, table, keep):

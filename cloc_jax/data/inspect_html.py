@@ -16,7 +16,8 @@ from cloc_jax.data import transforms
 
 def write_gallery(path: spec_lib.Data, *, split: str, out: str | os.PathLike, count: int = 24,
                   image_size: int = 224, regions_per_image: int = 8, seed: int = 0, flip: bool = False,
-                  pad: str = 'center', shuffle: bool = True, crop: transforms.Crop | None = None) -> dict[str, int]:
+                  pad: str = 'center', shuffle: bool = True,
+                  crop: transforms.Crop | None = None) -> dict[str, int]:
   """Writes a page with some examples as training sees them. It needs no other file and no network.
 
   Args:

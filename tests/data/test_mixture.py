@@ -210,7 +210,8 @@ def test_unusable_mixtures_are_named(paths, change, error, message):
 
 
 def test_a_weight_of_zero_leaves_a_source_out(paths):
-  assert [part.name for part in mixture.parts({'boxes': paths['boxes'], 'gone': {'path': '/no', 'weight': 0}})] == ['boxes']
+  found = mixture.parts({'boxes': paths['boxes'], 'gone': {'path': '/no', 'weight': 0}})
+  assert [part.name for part in found] == ['boxes']
   with pytest.raises(ValueError, match="name without spaces"):
     mixture.parts({'a/b': paths['boxes']})
   with pytest.raises(ValueError, match='no epochs of its own'):

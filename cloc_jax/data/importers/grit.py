@@ -30,7 +30,8 @@ class Grit(webdataset.WebDataset):
   """GRIT's importer. Images must have kept their proportions: img2dataset's `--resize_mode` keep_ratio or no.
 
   Boxes of an image whose proportions are not those of `original_width` and `original_height` are dropped, as they fit
-  no more; an archive where most are such is an error. A referring expression that is only its noun chunk again (so GRIT writes those without an expansion) is too.
+  no more; an archive where most are such is an error. A referring expression that is only its noun chunk again (so GRIT
+  writes those without an expansion) is too.
 
   phrases: 'noun_chunks', 'ref_exps' or 'both'.
   sources, trust_boxes: see webdataset.WebDataset and coco.Coco.

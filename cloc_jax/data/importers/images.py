@@ -183,7 +183,7 @@ class Table:
       try:
         box_conventions.check(boxes[check], sizes=sizes[box_image[check]], promised=promised, where=where)
       except ValueError as error:
-        raise ValueError(f'{error}. Mend the file, or read it as promised with --trust-boxes') from None
+        raise ValueError(f'{error}. Mend the file, or read it as promised with --trust-boxes (trust_boxes=true)') from None
     if promised.startswith('xywh'):
       boxes = box_lib.from_xywh(boxes)
     place = np.argsort(box_image, kind='stable')

@@ -80,7 +80,7 @@ def examples(records: Iterable[Record], report: counts_lib.Counts, *, where: str
     try:
       box_conventions.check(np.concatenate(found), sizes=np.concatenate(sizes), promised=convention, where=where)
     except ValueError as error:
-      raise ValueError(f'{error}. Mend the file, or read it as promised with --trust-boxes') from None
+      raise ValueError(f'{error}. Mend the file, or read it as promised with --trust-boxes (trust_boxes=true)') from None
 
 
 def lost(report: counts_lib.Counts, reason: str, *, image_id: str, boxes: int, captions: int) -> None:
