@@ -39,13 +39,15 @@ class Part:
 
 
 def parts(mixture: Mapping[str, Any]) -> tuple[Part, ...]:
-  """{name: Part's fields, or just a path} → the parts with a weight above 0.
+  """{name: Part's fields, or just a path} → the parts with a weight above 0, by name.
+
+  Configs do not keep the order of their keys, and a run must not depend on it.
 
   Raises:
     ValueError, TypeError: naming the part and the key.
   """
   found = []
-  for name, fields in mixture.items():
+  for name, fields in sorted(mixture.items()):
     where = f'mixture: {name}'
     if not name or any(c in name for c in '/ ,='):
       raise ValueError(f'{where!r}: a name without spaces, commas and slashes is needed; it is part of metrics')
