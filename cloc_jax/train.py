@@ -90,7 +90,7 @@ def train(config, *, workdir: str | os.PathLike, quiet: bool = False) -> Result:
   schedule = Schedule(total=total, log=max(1, options.log_steps), evals=evals.every_steps or total,
                       save=saving.every_steps or total)
   eval_path = evals.path or data.path
-  if eval_path is None and evals.splits != ():
+  if eval_path is None and (evals.splits is None or len(evals.splits)):
     raise ValueError('config.evals.path: a mixture has no splits to evaluate on; name a data set, or set splits = ()')
   splits = evaluate.splits_to_evaluate(eval_path, evals.splits) if eval_path is not None else []
 

@@ -83,7 +83,7 @@ class DataOptions:
       raise ValueError('config.data: expected either path or mixture; a config with a path needs path = None for a '
                        'mixture' if self.path is not None else 'config.data: expected path or mixture')
     if self.mixture is None:
-      return (mixture_lib.Part('data', self.path, split=self.split, captions=self.captions),)
+      return (mixture_lib.Part('', self.path, split=self.split, captions=self.captions),)
     return mixture_lib.parts(self.mixture)
 
   def random_crop(self) -> transforms.Crop | None:

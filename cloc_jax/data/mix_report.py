@@ -87,7 +87,7 @@ def report(parts: Sequence[mixture.Part], *, batch_size: int, examples: int | No
   seen = mixture.Schedule(parts, seed=seed).seen(examples)
   metas = [sources.read_meta(part.path) for part in parts]
   found = tuple(
-      PartReport(name=part.name, path=spec.text(part.path), split=part.split, captions_drawn=str(part.captions),
+      PartReport(name=part.name or 'data', path=spec.text(part.path), split=part.split, captions_drawn=str(part.captions),
                  size=size, weight=part.weight, share=float(share), seen=int(n), epochs=float(n / size),
                  categories=len(meta.categories), **_look(part))
       for part, size, share, n, meta in zip(parts, sizes, shares, seen, metas))

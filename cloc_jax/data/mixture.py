@@ -27,7 +27,7 @@ _UNIT = 1_000_000  # shares are whole millionths
 class Part:
   """A source of a mixture.
 
-  name: for metrics and messages. path, split: see sources.open_source.
+  name: for metrics and messages; '' where a data set stands alone. path, split: see sources.open_source.
   weight: its share of the examples, relative to the other parts' weights; 0 leaves it out.
   captions: which of an image's captions is drawn, see prepare.check_captions.
   """
@@ -75,7 +75,10 @@ def sizes(of: Sequence[Part]) -> list[int]:
     try:
       found.append(len(sources.open_source(part.path, split=part.split)))
     except (ValueError, FileNotFoundError) as error:
-      raise type(error)(f'mixture: {part.name}: {error}') from error
+      if not part.name:
+        raise
+      kind = FileNotFoundError if isinstance(error, FileNotFoundError) else ValueError
+      raise kind(f'mixture: {part.name}: {error}') from error
   return found
 
 
