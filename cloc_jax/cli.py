@@ -19,8 +19,8 @@ def main(argv=None) -> int:
   from cloc_jax import config as config_lib
   assignments, others = config_lib.split_overrides(argv)
   args = _parser().parse_args(others)
-  if assignments and args.verb not in ('train', 'plan'):
-    _parser().error('--config.KEY=VALUE belongs to `cloc train` and `cloc plan`')
+  if assignments and args.verb not in ('train', 'plan') and getattr(args, 'data_verb', '') != 'mix':
+    _parser().error('--config.KEY=VALUE belongs to `cloc train`, `cloc plan` and `cloc data mix`')
   args.assignments = assignments
   logging.basicConfig(level=logging.DEBUG if args.debug else logging.WARNING, format='%(levelname)s %(message)s')
   # Orbax reports every save at a level that drowns what a person wants to read.

@@ -11,7 +11,9 @@ from cloc_jax import cli_import
 def add_verbs(verbs) -> None:
   """Adds `data` to the verbs of `cloc`, with verbs of its own."""
   parser = verbs.add_parser('data', help='make, import and look at data sets',
-                            description='Data sets are TFDS-readable ArrayRecord folders.')
+                            description='Data sets are TFDS-readable ArrayRecord folders. inspect, validate, stats and '
+                                        'mix also read other files as they are: coco:images=DIR,instances=FILE.json, '
+                                        'jsonl:FILE.jsonl, webdataset:DIR/*.tar (docs/data.md).')
   verbs = parser.add_subparsers(dest='data_verb', required=True, metavar='VERB')
   scenes = verbs.add_parser('scenes', help='draw the embedded data set',
                             description='Draws images of coloured, textured shapes (or emoji, or your own pictures) '
@@ -42,7 +44,22 @@ def add_verbs(verbs) -> None:
   inspect.add_argument('--regions', type=int, default=8, help='regions drawn an image')
   inspect.add_argument('--seed', type=int, default=0)
   inspect.add_argument('--flip', action='store_true')
+  inspect.add_argument('--crop', type=float, metavar='SHARE', help='random crops of at least this share of the area')
   inspect.set_defaults(run=_inspect)
+
+  mix = verbs.add_parser(
+      'mix', help='say what a mixture will do, before training on it',
+      description='Size, weight, share of a batch, images with regions, epochs by source, and what is read twice; of a '
+                  "config's data.mixture, or of sources named here.",
+      epilog='--config.KEY=VALUE changes the experiment, as in `cloc train`.')
+  mix.add_argument('config', nargs='?', metavar='FILE.py[:ARGS]')
+  mix.add_argument('--source', nargs=3, action='append', metavar=('NAME', 'WEIGHT', 'DATASET'), help='may be repeated')
+  mix.add_argument('--split', default='train', help='of each --source (default %(default)s)')
+  mix.add_argument('--batch-size', type=int, help="default: the config's, or 256")
+  mix.add_argument('--examples', type=int,
+                   help="examples of the run; default: the config's, or until every source is read once")
+  mix.add_argument('--json', metavar='FILE', help='write everything there')
+  mix.set_defaults(run=_mix)
 
   validate = verbs.add_parser(
       'validate', help='read everything and say what is broken',
@@ -79,13 +96,50 @@ def _scenes(args) -> int:
 
 
 def _inspect(args) -> int:
-  from cloc_jax.data import inspect_html
+  from cloc_jax.data import inspect_html, transforms
+  crop = None if args.crop is None else transforms.Crop(scale=(args.crop, 1.0))
   counts = inspect_html.write_gallery(args.path, split=args.split, out=args.out, count=args.count,
                                       image_size=args.image_size, regions_per_image=args.regions, seed=args.seed,
-                                      flip=args.flip)
+                                      flip=args.flip, crop=crop)
   print(json.dumps({k: int(v) for k, v in counts.items()}))
   print(args.out)
   return 0
+
+
+def _mix(args) -> int:
+  from cloc_jax.data import mix_report, mixture
+  if bool(args.config) == bool(args.source):
+    raise ValueError('expected a config file, or sources as --source NAME WEIGHT DATASET')
+  batch_size, examples, seed = args.batch_size, args.examples, 0
+  if args.config:
+    from cloc_jax import config as config_lib
+    from cloc_jax import train_options
+    config = config_lib.override(config_lib.load(args.config), args.assignments)
+    data = config_lib.call(train_options.DataOptions, config['data'], name='data')
+    options = config_lib.call(train_options.TrainOptions, config['train'], name='train')
+    parts, seed, batch_size = data.parts(), options.seed, batch_size or data.batch_size
+    size = None if data.mixture else mixture.sizes(parts)[0]
+    examples = examples or batch_size * config_lib.duration(vars(options), 'total', batch_size=batch_size,
+                                                            dataset_size=size)
+  else:
+    if args.assignments:
+      raise ValueError('--config.KEY=VALUE needs a config file')
+    names = [name for name, _, _ in args.source]
+    if len(set(names)) != len(names):
+      raise ValueError(f'two sources of the same name: {names}')
+    parts = mixture.parts({name: {'path': path, 'weight': _number(weight, name), 'split': args.split}
+                           for name, weight, path in args.source})
+  found = mix_report.report(parts, batch_size=batch_size or 256, examples=examples, seed=seed)
+  _write_json(args.json, found)
+  print(found.text())
+  return 0
+
+
+def _number(text, name):
+  try:
+    return float(text)
+  except ValueError:
+    raise ValueError(f'--source {name}: expected a weight, got {text!r}') from None
 
 
 def _validate(args) -> int:

@@ -19,7 +19,8 @@ def add_verbs(verbs) -> None:
   which.add_argument('--encoder', metavar='SPEC', help='hf:DIR or hf:OWNER/NAME: a CLIP, SigLIP or SigLIP 2 of Hugging '
                      'Face; or a checkpoint of ours')
   what = evaluate.add_mutually_exclusive_group(required=True)
-  what.add_argument('--data', metavar='PATH', help='a data set made by `cloc data`')
+  what.add_argument('--data', metavar='PATH', help='a data set made by `cloc data`, or files as they are: '
+                    'coco:images=DIR,instances=FILE.json, jsonl:FILE.jsonl, webdataset:DIR/*.tar (docs/data.md)')
   what.add_argument('--imagefolder', metavar='DIR', help='zero-shot classification of images, one folder a class')
   evaluate.add_argument('--classes', metavar='FILE.json', help='of an image folder: {"classes": {FOLDER: NAME}, '
                         '"templates": ["a photo of a {}."]}; default: the folders\' names, that template')
@@ -62,6 +63,7 @@ def _eval(args) -> int:
   import jax
   cli_hosts.join(args)
   from cloc_jax import compiler, encoders, eval_report, evaluate, hosts, sharding
+  from cloc_jax.data import spec
   for report in args.report:
     eval_report.check_name(report)
   compiler.keep_compiled()
@@ -87,7 +89,7 @@ def _eval(args) -> int:
     return 0
   if args.dump:
     print(f'{args.dump}: the predictions', file=sys.stderr)
-  _print_and_report(parts, encoder, args, data=os.path.abspath(args.data))
+  _print_and_report(parts, encoder, args, data=spec.absolute(args.data))
   return 0
 
 
@@ -95,14 +97,15 @@ def _dump(args, encoder):
   """A context: the writer of the predictions, or None."""
   import jax
   from cloc_jax import dump
+  from cloc_jax.data import spec
   if not args.dump or jax.process_index():
     return contextlib.nullcontext()
-  return dump.Writer(args.dump, info={**encoder.info, 'data': os.path.abspath(args.data)})
+  return dump.Writer(args.dump, info={**encoder.info, 'data': spec.absolute(args.data)})
 
 
 def _eval_split(encoder, args, *, split, out, dumped):
   from cloc_jax import eval_report, evaluate, findings, hosts, pictures, published
-  from cloc_jax.data import schema
+  from cloc_jax.data import sources
   evaluation, predictions = evaluate.run_encoder(encoder, path=args.data, split=split, batch_size=args.batch_size,
                                                  limit=args.limit, pool_limit=args.pool_limit,
                                                  allow_missing=args.allow_missing, proposals=args.proposals,
@@ -119,7 +122,7 @@ def _eval_split(encoder, args, *, split, out, dumped):
   for what, why in evaluation.skipped.items():
     print(f'{split}: {what} not measured: {why}', file=sys.stderr)
   _say_coverage(split, evaluation.coverage)
-  meta = schema.read_meta(args.data)
+  meta = sources.read_meta(args.data)
   part = eval_report.Part(split, evaluation, data=published.data_of(meta))
   if not any(report.endswith('.html') for report in args.report):
     return part
@@ -181,16 +184,18 @@ def _eval_diff(args) -> int:
 
 def _evals_folder(encoder, args):
   """The run's own evaluations are what its report shows; anything else gets a folder of its own beside them."""
+  from cloc_jax.data import spec
   info, how = encoder.info, encoder.info.get('region_embedding', 'model')
-  data = pathlib.Path(args.data or args.imagefolder).resolve()
+  data = spec.absolute(args.data or args.imagefolder)
+  name = spec.short_name(args.data or args.imagefolder)
   if 'step' not in info:
     return pathlib.Path('evals') / '-'.join([*pathlib.PurePath(info['encoder'].partition(':')[2]).parts[-2:],
-                                             data.name, *([how] if how != 'model' else [])])
+                                             name, *([how] if how != 'model' else [])])
   folder = pathlib.Path(info['encoder']).parent / 'evals'
-  own = pathlib.Path(encoder.trained_on).resolve() == data
+  own = bool(encoder.trained_on) and spec.absolute(encoder.trained_on) == data
   if own and how == 'model' and args.limit is None and args.step is None:
     return folder
-  return folder / '-'.join([data.name, f'step{info["step"]}', *([how] if how != 'model' else [])])
+  return folder / '-'.join([name, f'step{info["step"]}', *([how] if how != 'model' else [])])
 
 
 def _counter(name, what='images'):

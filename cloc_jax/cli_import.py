@@ -312,7 +312,6 @@ def _tars(parser):
                       help='several with a comma between; * and ? are filled in')
 
 
-def _files(text: str) -> tuple[str, ...]:
-  """'a.tar,b-*.tar' → all the files, those of a pattern in order of their names."""
-  from cloc_jax.data import storage
-  return tuple(name for pattern in text.split(',') for name in storage.expand(pattern))
+def _files(text):
+  from cloc_jax.data.importers import records
+  return records.list_files(text)

@@ -61,7 +61,7 @@ def load(spec: str, *, step: int | None = None, mesh: jax.sharding.Mesh | None =
                                     preprocessing=functions.preprocessing, mesh=mesh)
     params = jax.device_put(params, sharding.replicated(mesh))
   encoder = of_functions(functions, params)
-  return dataclasses.replace(encoder, trained_on=cloc.info['config']['data']['path'],
+  return dataclasses.replace(encoder, trained_on=cloc.info['config']['data'].get('path') or '',
                              info={'encoder': cloc.info['path'], 'step': cloc.info['step'], **encoder.info})
 
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from cloc_jax import dump as dump_lib
 from cloc_jax import encoders, evaluators, hosts, inference
-from cloc_jax.data import eval_pipeline, imagefolder, imagenet, scan, schema, sources
+from cloc_jax.data import eval_pipeline, imagefolder, imagenet, scan, sources
 from cloc_jax.data import proposals as proposals_lib
 from cloc_jax.evaluators import average_precision, detection, suite, zeroshot
 from cloc_jax.evaluators import coverage as coverage_lib
@@ -83,7 +83,7 @@ def run_encoder(encoder: encoders.Encoder, *, path: str | os.PathLike, split: st
   """
   evaluation = detector = None
   with hosts.together():
-    meta = schema.read_meta(path)
+    meta = sources.read_meta(path)
     batch_size = -(-batch_size // encoder.devices) * encoder.devices
     once = limit is None and not jax.process_index()  # what the import lost is counted by one host
     lost = coverage_lib.lost_in_import(meta, split) if once else (0, 0)
@@ -120,7 +120,7 @@ def _detector(fns, file, *, path, split, meta) -> detection.Detection:
     raise ValueError('proposals: this encoder embeds no regions; choose roi, mask-pool or crop')
   average_precision.check_installed()
   proposals, sizes = proposals_lib.read(file), {}
-  source = sources.RecordSource(path, split=split)
+  source = sources.open_source(path, split=split)
   for i in range(len(source)):
     try:
       example = source[i]
@@ -250,7 +250,7 @@ def dump(writer: dump_lib.Writer, predictions: evaluators.Predictions, encoder: 
          path: str | os.PathLike, split: str) -> None:
   """Adds a split's predictions to a dump."""
   writer.write(predictions, split=split, encode_text=encoder.fns.encode_text,
-               categories=schema.read_meta(path).categories)
+               categories=sources.read_meta(path).categories)
 
 
 def splits_to_evaluate(path: str | os.PathLike, splits: Sequence[str] | None) -> list[str]:

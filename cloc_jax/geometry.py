@@ -16,11 +16,14 @@ PAD_MODES = ('center', 'corner')
 class Geometry:
   """An axis-aligned map from original pixels to the square canvas: canvas = original · scale + offset, then a flip.
 
+  Boxes and points are of the original image, also where only a crop of it is on the canvas.
+
   height, width: of the original image, pixels.
   canvas: side of the square canvas, pixels.
-  resized_height, resized_width: the image's own extent on the canvas, pixels.
+  resized_height, resized_width: the extent of the image, or of its crop, on the canvas, pixels.
   top, left: where it was put on the canvas, pixels, before a flip.
   flipped: whether the whole canvas was mirrored left-right afterwards.
+  crop: xyxy in whole original pixels of what was cut out, None for the whole image.
   """
   height: int
   width: int
@@ -30,14 +33,21 @@ class Geometry:
   top: int
   left: int
   flipped: bool = False
+  crop: tuple[int, int, int, int] | None = None
+
+  @property
+  def window(self) -> tuple[int, int, int, int]:
+    """What is on the canvas: xyxy in original pixels."""
+    return (0, 0, self.width, self.height) if self.crop is None else self.crop
 
   @property
   def scale_xy(self) -> np.ndarray:
-    return np.array([self.resized_width / self.width, self.resized_height / self.height])
+    x0, y0, x1, y1 = self.window
+    return np.array([self.resized_width / (x1 - x0), self.resized_height / (y1 - y0)])
 
   @property
   def offset_xy(self) -> np.ndarray:
-    return np.array([self.left, self.top], np.float64)
+    return np.array([self.left, self.top], np.float64) - self.window[:2] * self.scale_xy
 
   def points_to_canvas(self, points: np.ndarray) -> np.ndarray:
     """(..., 2) xy in original pixels → (..., 2) xy normalised to the canvas."""
@@ -70,11 +80,26 @@ class Geometry:
     """(height, width) bool in original pixels → (canvas, canvas) bool, nearest neighbour; padding is False."""
     if mask.shape != (self.height, self.width):
       raise ValueError(f'mask: expected {self.height}×{self.width}, got {"×".join(map(str, mask.shape))}')
-    rows = ((np.arange(self.resized_height) + 0.5) * self.height / self.resized_height).astype(int)
-    cols = ((np.arange(self.resized_width) + 0.5) * self.width / self.resized_width).astype(int)
+    x0, y0, x1, y1 = self.window
+    rows = y0 + ((np.arange(self.resized_height) + 0.5) * (y1 - y0) / self.resized_height).astype(int)
+    cols = x0 + ((np.arange(self.resized_width) + 0.5) * (x1 - x0) / self.resized_width).astype(int)
     out = np.zeros((self.canvas, self.canvas), bool)
     out[self.top:self.top + self.resized_height, self.left:self.left + self.resized_width] = mask[rows][:, cols]
     return out[:, ::-1] if self.flipped else out
+
+  def crop_boxes(self, boxes: np.ndarray, *, min_visible: float) -> tuple[np.ndarray, np.ndarray]:
+    """Cuts boxes, (n, 4) xyxy normalised to the original image and with an area, to what is on the canvas.
+
+    Returns:
+      The cut boxes (n, 4) float64, in the same units, and the indices of those of which a share of at least
+      `min_visible` of the area, and more than nothing, is left.
+    """
+    boxes = np.asarray(boxes, np.float64)
+    limits = np.array(self.window) / np.array([self.width, self.height] * 2)
+    cut = np.concatenate([np.maximum(boxes[:, :2], limits[:2]), np.minimum(boxes[:, 2:], limits[2:])], -1)
+    left = box_lib.area(cut)
+    # Boxes are stored as float32: one that ends at the crop's border must not lose a trace of its area by rounding.
+    return cut, np.flatnonzero((left > 0) & (left >= (min_visible - 1e-6) * box_lib.area(boxes)))
 
   def flip(self) -> 'Geometry':
     """The same geometry with the canvas mirrored once more."""
@@ -88,32 +113,39 @@ class Geometry:
     return out[..., [2, 1, 0, 3]] if self.flipped else out
 
 
-def resize_with_pad(*, height: int, width: int, canvas: int, pad: str = 'center') -> Geometry:
+def resize_with_pad(*, height: int, width: int, canvas: int, pad: str = 'center',
+                    crop: tuple[int, int, int, int] | None = None) -> Geometry:
   """The recipe's "resize with pad": the long side becomes `canvas`, the short side is padded (SPEC §4).
 
   Args:
     height, width: of the original image, pixels.
     canvas: side of the square the model sees, pixels.
     pad: 'center' puts the image in the middle, 'corner' at the top left.
+    crop: xyxy in whole original pixels: this part takes the place of the image.
 
   Raises:
-    ValueError: on an empty image or an unknown `pad`.
+    ValueError: on an empty image, an unknown `pad`, or a crop that is empty or not in the image.
   """
   if height < 1 or width < 1 or canvas < 1:
     raise ValueError(f'image and canvas must have at least one pixel, got {height}×{width} onto {canvas}')
   if pad not in PAD_MODES:
     raise ValueError(f'pad: expected one of {PAD_MODES}, got {pad!r}')
-  scale = canvas / max(height, width)
-  new_h, new_w = max(1, round(height * scale)), max(1, round(width * scale))
+  x0, y0, x1, y1 = crop or (0, 0, width, height)
+  if not (0 <= x0 < x1 <= width and 0 <= y0 < y1 <= height):
+    raise ValueError(f'crop: expected whole pixels of a {height}×{width} image (height × width), got {crop}')
+  scale = canvas / max(y1 - y0, x1 - x0)
+  new_h, new_w = max(1, round((y1 - y0) * scale)), max(1, round((x1 - x0) * scale))
   top, left = ((canvas - new_h) // 2, (canvas - new_w) // 2) if pad == 'center' else (0, 0)
   return Geometry(height=height, width=width, canvas=canvas, resized_height=new_h, resized_width=new_w,
-                  top=top, left=left)
+                  top=top, left=left, crop=crop)
 
 
 def normalized_boxes_to_canvas(geometry: Geometry, boxes: np.ndarray) -> np.ndarray:
   """(..., 4) xyxy normalised to the original image, as records store them → xyxy normalised to the canvas."""
   # Fractions of the original image are fractions of its place on the canvas. Every training example comes through here.
-  extent = np.array([geometry.resized_width, geometry.resized_height] * 2, np.float64)
-  offset = np.array([geometry.left, geometry.top] * 2, np.float64)
+  x0, y0, x1, y1 = geometry.window
+  width, height = geometry.resized_width / (x1 - x0), geometry.resized_height / (y1 - y0)
+  extent = np.array([geometry.width * width, geometry.height * height] * 2)
+  offset = np.array([geometry.left - x0 * width, geometry.top - y0 * height] * 2)
   out = (np.asarray(boxes, np.float64) * extent + offset) / geometry.canvas
   return (box_lib.flip_horizontal(out) if geometry.flipped else out).astype(np.float32)

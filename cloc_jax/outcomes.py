@@ -5,7 +5,7 @@ import os
 import numpy as np
 
 from cloc_jax import evaluators, inference
-from cloc_jax.data import eval_pipeline, schema
+from cloc_jax.data import eval_pipeline, sources
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,7 +81,7 @@ def measure(cloc: inference.Cloc, *, path: str | os.PathLike, split: str, limit:
   predictions = evaluators.collect(fns, batches())
   missing: dict[str, str] = {}
   grounding = _try(evaluators.Grounding(), predictions, missing, 'grounding')
-  categories = schema.read_meta(path).categories
+  categories = sources.read_meta(path).categories
   recognition = None
   if categories:
     recognition = _try(evaluators.RegionRecognition(categories=categories, encode_text=fns.encode_text), predictions,

@@ -15,7 +15,7 @@ def of_data_set(path: str | os.PathLike, wanted: set[tuple[str, str]], *,
   try:
     for split in sorted({split for split, _ in wanted}):
       left = {image_id for s, image_id in wanted if s == split}
-      source = sources.RecordSource(path, split=split)
+      source = sources.open_source(path, split=split)
       for i in range(len(source)):
         if not left:
           break

@@ -92,8 +92,10 @@ class Step:
       return T5_VOCABULARY
 
   def _dataset_size(self) -> int:
+    if self.data.mixture:
+      raise ValueError('config.train.total_epochs: the sources of a mixture have epochs of their own; give total_steps')
     from cloc_jax.data import sources
-    return len(sources.RecordSource(self.data.path, split=self.data.split))
+    return len(sources.open_source(self.data.path, split=self.data.split))
 
   def lower(self, devices):
     """The real step, lowered for these devices."""

@@ -10,7 +10,7 @@ from typing import Any
 from cloc_jax import boxes as box_lib
 from cloc_jax import charts, checkpoint, evaluate, inference, metrics, outcomes, page, sheet, trees
 from cloc_jax import config as config_lib
-from cloc_jax.data import schema
+from cloc_jax.data import mixture, sources, spec
 from cloc_jax.evaluators.grounding import IOU_THRESHOLD
 
 _SEARCHED = 200  # images of a split among which the best and worst regions are looked for
@@ -96,7 +96,15 @@ class _Run:
   @property
   def data_path(self) -> str:
     """Where the images of the evaluations are."""
-    return self.config['evals'].get('path') or self.config['data']['path']
+    return self.config['evals'].get('path') or self.config['data'].get('path')
+
+  @property
+  def trained_on(self) -> str:
+    """For people."""
+    data = self.config['data']
+    if data.get('mixture'):
+      return f'a mixture: {mixture.describe(mixture.parts(data["mixture"]))}'
+    return f'{spec.text(data["path"])}, split {data.get("split", "train")}'
 
 
 def write(workdir: str | os.PathLike, *, out: str | os.PathLike | None = None, images: int = 12) -> pathlib.Path:
@@ -178,7 +186,7 @@ def _read(workdir) -> _Run:
 def _in_order(run, splits) -> list[str]:
   """Splits as the data set lists them, then those that it does not know."""
   try:
-    known = list(schema.read_meta(run.data_path).splits)
+    known = list(sources.read_meta(run.data_path).splits) if run.data_path is not None else []
   except FileNotFoundError:
     known = []
   return sorted(splits, key=lambda split: known.index(split) if split in known else len(known))
@@ -198,7 +206,7 @@ def _head(run: _Run, title: str) -> str:
   encoder = {'prompter': 'Prompter with a box head', 'roi_align': 'RoI-Align', 'none': 'no region branch'}
   towers = (f'Image tower {model["image"]["variant"]} at {data["image_size"]} px, text tower '
             f'{model["text"]["variant"]}, {encoder[run.cloc.functions.model.region_encoder]}. Batch of '
-            f'{data["batch_size"]:,}. Trained on {data["path"]}, split {data.get("split", "train")}.')
+            f'{data["batch_size"]:,}. Trained on {run.trained_on}.')
   behind = '' if info['step'] == last else f' The metrics go on to step {last:,}.'
   sections = ''.join(
       f'<div><h3>{html.escape(name)}</h3><dl>' + ''.join(
@@ -214,7 +222,7 @@ def _total_steps(config) -> int | None:
   """None where the length is in epochs of a data set that is gone."""
   data = config['data']
   try:
-    size = schema.read_meta(data['path']).splits.get(data.get('split', 'train'))
+    size = sources.read_meta(data['path']).splits.get(data.get('split', 'train')) if data.get('path') else None
   except FileNotFoundError:
     size = None
   try:
@@ -309,6 +317,8 @@ def _series(history, name):
 
 
 def _pictures(run: _Run, images: int) -> list[str]:
+  if run.data_path is None:
+    return ['<section><h2>Pictures</h2><p>Left out: the run names no data set to evaluate on.</p></section>']
   try:
     splits = evaluate.splits_to_evaluate(run.data_path, run.config['evals'].get('splits'))
   except (FileNotFoundError, ValueError) as reason:

@@ -10,9 +10,9 @@ import logging
 import math
 import os
 import pathlib
+import re
 import signal
 import time
-from typing import Any
 
 import jax
 import numpy as np
@@ -20,10 +20,10 @@ import numpy as np
 from cloc_jax import checkpoint, evaluate, hardware, inference, losses, optim, sharding, train_step, trees
 from cloc_jax import config as config_lib
 from cloc_jax import metrics as metrics_lib
-from cloc_jax.batch import Batch, abstract_batch
-from cloc_jax.data import pipeline, sources
+from cloc_jax.data import mixture as mixture_lib
+from cloc_jax.data import pipeline, spec
 from cloc_jax.data import tokenizer as tokenizer_lib
-from cloc_jax.models import flops
+from cloc_jax.train_options import CheckpointOptions, DataOptions, EvalOptions, TrainOptions
 
 _log = logging.getLogger('cloc_jax.train')
 _IN_FLIGHT = 3  # steps dispatched ahead of the one that is known to be finished
@@ -53,74 +53,6 @@ class Schedule:
   save: int
 
 
-@dataclasses.dataclass(frozen=True)
-class TrainOptions:
-  """The section `train`. One of total_steps, total_examples, total_epochs sets the length.
-
-  seed: of parameters and data. micro_batches: parts a batch is computed in (the loss stays exact; train_step.py).
-  ema_decay: of averaged parameters, which are then what is evaluated and exported; 0 for none.
-  log_steps: how often metrics are fetched and written. wandb_project: also log to Weights & Biases.
-  """
-  total_steps: int | None = None
-  total_examples: int | None = None
-  total_epochs: float | None = None
-  seed: int = 0
-  micro_batches: int = 1
-  ema_decay: float = 0.0
-  log_steps: int = 50
-  wandb_project: str | None = None
-
-
-@dataclasses.dataclass(frozen=True)
-class EvalOptions:
-  """The section `evals`. splits: None is all but 'train'. every_steps: None is at the end only."""
-  every_steps: int | None = None
-  splits: tuple[str, ...] | None = None
-  path: str | None = None
-  batch_size: int = 64
-  limit: int | None = None
-  pool_limit: int | None = None
-
-
-@dataclasses.dataclass(frozen=True)
-class CheckpointOptions:
-  """The section `checkpoint`. best_metric: 'SPLIT/METRIC', larger is better; kept beside the newest `keep`."""
-  every_steps: int | None = None
-  keep: int = 2
-  best_metric: str | None = None
-  keep_best: int = 1
-
-
-@dataclasses.dataclass(frozen=True)
-class DataOptions:
-  """The section `data`; batch_size is global. tokenizer: see data/tokenizer.py, or 'train:VOCABULARY_SIZE'."""
-  path: str
-  batch_size: int
-  image_size: int
-  split: str = 'train'
-  tokenizer: str = 'train:4096'
-  text_length: int = 77
-  region_text_length: int = 16
-  regions_per_image: int = 4
-  flip: bool = False
-  pad: str = 'center'
-  num_workers: int = 0
-  on_error: str = 'mask'
-  decode: str = 'exact'
-  shuffle: bool = True
-
-  def abstract_batch(self) -> Batch:
-    """The shapes of a global batch."""
-    return abstract_batch(batch_size=self.batch_size, image_size=self.image_size, text_length=self.text_length,
-                          regions=self.regions_per_image, region_text_length=self.region_text_length)
-
-  def step_flops(self, model) -> flops.StepFlops:
-    """Model FLOPs an image, of a step on a global batch."""
-    return flops.step_flops(model, image_size=self.image_size, text_length=self.text_length,
-                            region_text_length=self.region_text_length, regions=self.regions_per_image,
-                            batch_size=self.batch_size)
-
-
 def train(config, *, workdir: str | os.PathLike, quiet: bool = False) -> Result:
   """Trains an experiment to its end, or resumes it.
 
@@ -137,8 +69,8 @@ def train(config, *, workdir: str | os.PathLike, quiet: bool = False) -> Result:
   data = config_lib.call(DataOptions, config['data'], name='data')
   evals = config_lib.call(EvalOptions, config['evals'], name='evals')
   saving = config_lib.call(CheckpointOptions, config['checkpoint'], name='checkpoint')
-  for what, path in (('workdir', workdir), ('config.data.path', data.path)):
-    if '://' in os.fspath(path):
+  for what, path in (('workdir', workdir), ('config.data.path', data.path), ('config.evals.path', evals.path)):
+    if isinstance(path, (str, os.PathLike)) and re.match('[a-z0-9]+://', os.fspath(path)):
       raise ValueError(f'{what}: {path} is in an object store, and this project reads and writes mounted folders alone; '
                        'mount the bucket (gcsfuse, mountpoint-s3) and give the folder')
   workdir = pathlib.Path(workdir)
@@ -146,13 +78,22 @@ def train(config, *, workdir: str | os.PathLike, quiet: bool = False) -> Result:
   mesh_section = dict(config_lib.plain(config['mesh']))
   rules = mesh_section.pop('rules', (('.*', 'fsdp'),))
   mesh = config_lib.call(sharding.make_mesh, mesh_section, name='mesh')
-  dataset_size = len(sources.RecordSource(data.path, split=data.split))
-  _check_batch_size(data, dataset_size)
+  parts = data.parts()
+  sizes = mixture_lib.sizes(parts)
+  _check_batch_size(data, parts, sizes)
+  dataset_size = None if data.mixture else sizes[0]
+  if data.mixture and options.total_epochs is not None:
+    raise ValueError('config.train.total_epochs: the sources of a mixture have epochs of their own; give total_steps or '
+                     'total_examples (`cloc data mix` says what they mean)')
   total = config_lib.duration(vars(options), 'total', batch_size=data.batch_size, dataset_size=dataset_size)
   schedule = Schedule(total=total, log=max(1, options.log_steps), evals=evals.every_steps or total,
                       save=saving.every_steps or total)
-  splits = evaluate.splits_to_evaluate(evals.path or data.path, evals.splits)
+  eval_path = evals.path or data.path
+  if eval_path is None and (evals.splits is None or len(evals.splits)):
+    raise ValueError('config.evals.path: a mixture has no splits to evaluate on; name a data set, or set splits = ()')
+  splits = evaluate.splits_to_evaluate(eval_path, evals.splits) if eval_path is not None else []
 
+  data.random_crop()  # fails on a wrong key now
   tokenizer = _tokenizer(data, workdir)
   model = inference.build_model(config, tokenizer=tokenizer)
   tx, rate = config_lib.call(optim.make, config['optim'], name='optim', total_steps=total)
@@ -169,7 +110,7 @@ def train(config, *, workdir: str | os.PathLike, quiet: bool = False) -> Result:
     state, shardings, start = _state(model, tx, data, keeper, mesh=mesh, rules=rules, options=options, loss=loss)
     functions = inference.Functions(model, tokenizer=tokenizer, preprocessing=preprocessing,
                                     mesh=sharding.local_mesh(mesh))
-    run_evals = _evaluator(functions, evals, path=evals.path or data.path, splits=splits, workdir=workdir, mesh=mesh)
+    run_evals = _evaluator(functions, evals, path=eval_path, splits=splits, workdir=workdir, mesh=mesh)
     if start >= total:
       return Result('already_done', start, total, workdir, _read_evaluations(workdir, splits))
     if start == 0 and jax.process_index() == 0:
@@ -180,6 +121,8 @@ def train(config, *, workdir: str | os.PathLike, quiet: bool = False) -> Result:
     devices = mesh.devices.size
     progress.say(f'{trees.count(state.params):,} parameters · {devices} {jax.devices()[0].device_kind} device(s), '
                  f'mesh {dict(mesh.shape)} · batch {data.batch_size} · steps {start} → {total}')
+    if data.mixture:
+      progress.say(f'mixture: {mixture_lib.describe(parts)}')
     step_fn = train_step.jit_train_step(mesh=mesh, shardings=shardings, model=model, tx=tx, rate=rate, loss=loss,
                                         micro_batches=options.micro_batches, ema_decay=options.ema_decay)
     return _loop(state, step_fn, start=start, schedule=schedule, data=data, options=options, tokenizer=tokenizer,
@@ -196,6 +139,7 @@ def _loop(state, step_fn, *, start, schedule, data, options, tokenizer, mesh, ke
           workdir, step_flops, config) -> Result:
   """Steps from `start` to the end."""
   batches = iter(_dataset(data, tokenizer=tokenizer, seed=options.seed, skip_examples=start * data.batch_size))
+  seen = mixture_lib.Seen(data.parts(), seed=options.seed) if data.mixture else None
   writer = metrics_lib.Writer(workdir, wandb_project=options.wandb_project,
                               config=config_lib.plain(config)) if jax.process_index() == 0 else None
   pending: collections.deque = collections.deque()
@@ -232,6 +176,8 @@ def _loop(state, step_fn, *, start, schedule, data, options, tokenizer, mesh, ke
       latest = _fetch(pending, keeper)
       if due(schedule.log) or stopping:
         latest |= meter.read(step) | _shares(stats)
+        if seen:
+          latest |= seen.metrics(step * data.batch_size)
         progress.show(step, latest)
         if writer:
           writer.write(step, latest)
@@ -282,6 +228,8 @@ def _shares(stats: collections.Counter) -> dict[str, float]:
          'data/boxes_clipped': stats['boxes_clipped'], 'data/empty_captions': stats['empty_captions'],
          'data/empty_region_captions': stats['empty_region_captions'], 'data/flipped': stats['flipped'],
          'data/regions_seen_per_image': ratio('regions_seen', 'examples')}
+  # Of options that are off by default.
+  out |= {f'data/{name}': stats[name] for name in ('other_captions', 'regions_cropped_out') if stats[name]}
   stats.clear()
   return out
 
@@ -367,13 +315,9 @@ def _tokenizer(data: DataOptions, workdir: pathlib.Path) -> tokenizer_lib.Tokeni
   path = workdir / 'tokenizer.json'
   if path.exists():
     return tokenizer_lib.load(f'json:{path}')
-  source = sources.RecordSource(data.path, split=data.split)
   # Captions repeat their words soon; a sample of the records is plenty for a vocabulary.
-  indices = np.unique(np.linspace(0, len(source) - 1, min(len(source), 20_000)).astype(int))
-  captions = []
-  for i in indices:
-    example = source[int(i)]
-    captions += [*example.captions, *(r.caption for r in example.regions)]
+  captions = [text for example in mixture_lib.sample(data.parts(), count=20_000)
+              for text in (*example.captions, *(r.caption for r in example.regions))]
   tokenizer = tokenizer_lib.train(captions, vocab_size=int(size))
   if jax.process_index() == 0:
     temporary = path.with_suffix('.tmp')
@@ -382,22 +326,25 @@ def _tokenizer(data: DataOptions, workdir: pathlib.Path) -> tokenizer_lib.Tokeni
   return tokenizer
 
 
-def _check_batch_size(data: DataOptions, dataset_size: int) -> None:
+def _check_batch_size(data: DataOptions, parts, sizes) -> None:
   hosts, devices = jax.process_count(), jax.device_count()
   if data.batch_size < 1 or data.batch_size % hosts or data.batch_size % devices:
     raise ValueError(f'config.data.batch_size: {data.batch_size} does not divide over {hosts} hosts and {devices} '
                      'devices')
-  if data.batch_size > dataset_size:
+  if data.mixture:
+    mixture_lib.check_batch(parts, sizes, batch_size=data.batch_size)
+  elif data.batch_size > sizes[0]:
     raise ValueError(f'config.data.batch_size: {data.batch_size}, but {data.path}, split {data.split!r}, has '
-                     f'{dataset_size} examples')
+                     f'{sizes[0]} examples')
 
 
 def _dataset(data: DataOptions, *, tokenizer, seed, skip_examples):
   hosts = jax.process_count()
-  own = {k: v for k, v in vars(data).items() if k not in ('path', 'tokenizer', 'batch_size')}
-  return pipeline.train_dataset(data.path, tokenizer=tokenizer, batch_size=data.batch_size // hosts, seed=seed,
-                                process_index=jax.process_index(), process_count=hosts,
-                                skip_examples=skip_examples, **own)
+  own = {k: v for k, v in vars(data).items() if k not in ('path', 'mixture', 'crop', 'tokenizer', 'batch_size')}
+  return pipeline.train_dataset(
+      data.path, tokenizer=tokenizer, batch_size=data.batch_size // hosts, seed=seed, crop=data.random_crop(),
+      process_index=jax.process_index(), process_count=hosts, skip_examples=skip_examples,
+      mixture=data.parts() if data.mixture else (), **own)
 
 
 def _state(model, tx, data: DataOptions, keeper, *, mesh, rules, options: TrainOptions, loss):
@@ -432,7 +379,7 @@ def _evaluator(functions, evals: EvalOptions, *, path, splits, workdir, mesh):
                                    limit=evals.limit, pool_limit=evals.pool_limit)
       out[split] = {k: float(v) for k, v in evaluation.metrics.items()}
       if jax.process_index() == 0:
-        evaluate.write(evaluation, workdir / 'evals' / f'{split}.json', step=step, data=os.fspath(path), split=split)
+        evaluate.write(evaluation, workdir / 'evals' / f'{split}.json', step=step, data=spec.text(path), split=split)
       shown = ', '.join(f'{label} {100 * out[split][key]:.1f}' for key, label in evaluate.HEADLINES
                         if key in out[split] and key.endswith(('top1', 'i2t_r1', 'acc_iou50')))
       progress.say(f'step {step} · {split}: {shown}  ({time.monotonic() - began:.0f} s)')

@@ -63,10 +63,10 @@ SHIPPED = sorted(p.stem for p in CONFIGS.glob('*.py') if p.stem != 'recipe')
 
 
 def test_every_shipped_file_is_tested_here():
-  assert SHIPPED == sorted([*PAPER, 'scenes_local', 'coco_mini'])
+  assert SHIPPED == sorted([*PAPER, 'scenes_local', 'coco_mini', 'mixture'])
 
 
-@pytest.mark.parametrize('name', [*PAPER, 'coco_mini', *(f'scenes_local:{a}' for a in ABLATIONS)])
+@pytest.mark.parametrize('name', [*PAPER, 'coco_mini', 'mixture', *(f'scenes_local:{a}' for a in ABLATIONS)])
 def test_builds_and_traces_a_training_step(name):
   found = trace(name)
   assert jax.tree.structure(found.after) == jax.tree.structure(found.state)
@@ -174,6 +174,14 @@ def test_heads_are_those_of_the_paper(name):
 def test_the_argument_is_the_data_set(name):
   assert load(f'{name}:/some/where').data.path == '/some/where'
   assert load(name).data.path != ''
+
+
+def test_the_arguments_of_a_mixture():
+  config = load('mixture:/some/boxes+webdataset:/some/*.tar,caption_keys=a,b')
+  parts = config_lib.call(train.DataOptions, config.data, name='data').parts()
+  assert {part.name: part.path for part in parts} == {
+      'boxes': '/some/boxes', 'pairs': 'webdataset:/some/*.tar,caption_keys=a,b'}
+  assert config.evals.path == '/some/boxes' and config.data.path is None
 
 
 def test_ablations_change_what_they_name_and_nothing_else():

@@ -10,6 +10,7 @@ from cloc_jax import geometry as geometry_lib
 from cloc_jax.data import pipeline
 from cloc_jax.data import prepare
 from cloc_jax.data import sources
+from cloc_jax.data import spec as spec_lib
 from cloc_jax.data import transforms
 
 
@@ -41,7 +42,7 @@ class EvalBatch:
   examples: list[EvalExample]
 
 
-def eval_batches(path: str | os.PathLike, *, split: str, batch_size: int, image_size: int, pad: str = 'center',
+def eval_batches(path: spec_lib.Data, *, split: str, batch_size: int, image_size: int, pad: str = 'center',
                  limit: int | None = None, process_index: int = 0, process_count: int = 1,
                  on_error: str = 'raise', num_threads: int | None = None) -> Iterator[EvalBatch]:
   """One pass over a split in its order, with nothing drawn at random. Several hosts take turns, example by example.
@@ -63,7 +64,7 @@ def eval_batches(path: str | os.PathLike, *, split: str, batch_size: int, image_
   """
   if on_error not in ('mask', 'raise'):
     raise ValueError(f"on_error: expected 'mask' or 'raise', got {on_error!r}")
-  source = sources.RecordSource(path, split=split)
+  source = sources.open_source(path, split=split)
   total = len(source) if limit is None else min(limit, len(source))
   if on_error == 'mask':
     source = pipeline.Tolerant(source)

@@ -9,19 +9,22 @@ from cloc_jax import boxes as box_lib
 from cloc_jax import page
 from cloc_jax.data import pipeline
 from cloc_jax.data import prepare
-from cloc_jax.data import schema
+from cloc_jax.data import sources
+from cloc_jax.data import spec as spec_lib
+from cloc_jax.data import transforms
 
 
-def write_gallery(path: str | os.PathLike, *, split: str, out: str | os.PathLike, count: int = 24,
+def write_gallery(path: spec_lib.Data, *, split: str, out: str | os.PathLike, count: int = 24,
                   image_size: int = 224, regions_per_image: int = 8, seed: int = 0, flip: bool = False,
-                  pad: str = 'center', shuffle: bool = True) -> dict[str, int]:
+                  pad: str = 'center', shuffle: bool = True,
+                  crop: transforms.Crop | None = None) -> dict[str, int]:
   """Writes a page with some examples as training sees them. It needs no other file and no network.
 
   Args:
     path, split: the data set and its split.
     out: the HTML file to write.
     count: examples to show; fewer if the split has fewer.
-    image_size, regions_per_image, seed, flip, pad, shuffle: as in pipeline.train_dataset.
+    image_size, regions_per_image, seed, flip, pad, shuffle, crop: as in pipeline.train_dataset.
 
   Returns:
     Counts over the examples shown, by the names in prepare.STATS.
@@ -31,11 +34,11 @@ def write_gallery(path: str | os.PathLike, *, split: str, out: str | os.PathLike
   """
   examples = pipeline.prepared_dataset(
       path, split=split, image_size=image_size, regions_per_image=regions_per_image, seed=seed, flip=flip, pad=pad,
-      shuffle=shuffle)
+      shuffle=shuffle, crop=crop)
   shown = [examples[i] for i in range(min(count, len(examples)))]
   counts = {name: sum(int(e.counts.get(name, 0)) for e in shown) for name in prepare.STATS}
   counts |= {'captions': sum(bool(e.caption) for e in shown), 'region_captions': counts['regions_kept']}
-  meta = schema.read_meta(path)
+  meta = sources.read_meta(path)
   out = pathlib.Path(out)
   out.parent.mkdir(parents=True, exist_ok=True)
   out.write_text(_page(meta, split=split, examples=shown, counts=counts), encoding='utf-8')
@@ -46,7 +49,8 @@ def _page(meta, *, split, examples, counts):
   title = f'{meta.name} · {split}'
   sizes = ', '.join(f'{name} {size:,}' for name, size in meta.splits.items())
   facts = {'shown': len(examples), 'regions in their records': counts['regions_seen'],
-           'regions shown': counts['regions_kept'], 'mirrored': counts['flipped'],
+           'regions shown': counts['regions_kept'],
+           **({'regions cropped out': counts['regions_cropped_out']} if counts['cropped'] else {}), 'mirrored': counts['flipped'],
            'boxes dropped': counts['boxes_dropped'], 'boxes clipped': counts['boxes_clipped'],
            'unreadable images': counts['corrupt_images'], 'empty captions': counts['empty_captions'],
            'empty region captions': counts['empty_region_captions']}

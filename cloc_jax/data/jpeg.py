@@ -59,15 +59,22 @@ def read_header(data: bytes) -> Header | None:
   return None
 
 
-def decode_reduced(data: bytes, header: Header, *, height: int, width: int) -> np.ndarray | None:
+def decode_reduced(data: bytes, header: Header, *, height: int, width: int,
+                   crop: tuple[int, int, int, int] | None = None) -> np.ndarray | None:
   """Decodes and resizes to (height, width, 3) uint8 RGB, upright; None if OpenCV does not decode it.
 
   At least as many pixels are decoded as are asked for, and fewer than twice as many a side (down to an eighth of the
   image), which a linear filter then brings to size. Pixels keep their places to a fraction of an output pixel.
+
+  Args:
+    data, header: the file.
+    height, width: of the result.
+    crop: xyxy in whole pixels of the upright image: only this part is the result.
   """
   turned = header.orientation >= 5
   rows, cols = (width, height) if turned else (height, width)
-  reduce = next((n for n in (8, 4, 2) if header.height >= n * rows and header.width >= n * cols), 1)
+  x0, y0, x1, y1 = (0, 0, header.width, header.height) if crop is None else _stored(crop, header)
+  reduce = next((n for n in (8, 4, 2) if y1 - y0 >= n * rows and x1 - x0 >= n * cols), 1)
   try:
     image = cv2.imdecode(np.frombuffer(data, np.uint8), _REDUCED[reduce] | cv2.IMREAD_IGNORE_ORIENTATION)
   except cv2.error:
@@ -75,19 +82,55 @@ def decode_reduced(data: bytes, header: Header, *, height: int, width: int) -> n
   if image is None or image.shape[:2] != (-(-header.height // reduce), -(-header.width // reduce)):
     return None
   # The last row and column may stand for less than a whole block: the scale is that of the image, not of the array.
-  fy, fx = rows * reduce / header.height, cols * reduce / header.width
-  if (fy, fx) != (1, 1):
+  fy, fx = rows * reduce / (y1 - y0), cols * reduce / (x1 - x0)
+  if crop is not None:
+    image = _cut(image, at=(x0 / reduce, y0 / reduce), scale=(fx, fy), rows=rows, cols=cols)
+  elif (fy, fx) != (1, 1):
     linear = min(fy, fx) > 0.5 or max(fy, fx) > 1
     image = cv2.resize(image, None, fx=fx, fy=fy, interpolation=cv2.INTER_LINEAR if linear else cv2.INTER_AREA)
   return orient(cv2.cvtColor(image[:rows, :cols], cv2.COLOR_BGR2RGB), header.orientation)
+
+
+def _cut(image, *, at, scale, rows, cols):
+  """The part of an image that begins at `at` (x, y; pixels, not whole), scaled to (rows, cols) by `scale` (x, y)."""
+  shrink = tuple(max(1, int(1 / f)) for f in scale)
+  # Whole pixels around the part, so that what is far away costs nothing, and what is near has its neighbours.
+  left, top = (max(0, int(v) - 2 * n) for v, n in zip(at, shrink))
+  image = image[top:int(at[1] + rows / scale[1]) + 1 + 2 * shrink[1],
+                left:int(at[0] + cols / scale[0]) + 1 + 2 * shrink[0]]
+  (x, y), (fx, fy) = (at[0] - left, at[1] - top), scale
+  if shrink != (1, 1):  # by whole numbers first, averaging, so that a linear filter leaves no pixel out
+    image = cv2.resize(cv2.copyMakeBorder(image, 0, -image.shape[0] % shrink[1], 0, -image.shape[1] % shrink[0],
+                                          cv2.BORDER_REPLICATE), None, fx=1 / shrink[0], fy=1 / shrink[1],
+                       interpolation=cv2.INTER_AREA)
+    x, y, fx, fy = x / shrink[0], y / shrink[1], fx * shrink[0], fy * shrink[1]
+  # Where in the image the centre of output pixel (0, 0) is, in OpenCV's terms, whose centres are whole numbers.
+  back = np.array([[1 / fx, 0, x + 0.5 / fx - 0.5], [0, 1 / fy, y + 0.5 / fy - 0.5]])
+  return cv2.warpAffine(image, back, (cols, rows), flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP,
+                        borderMode=cv2.BORDER_REPLICATE)
+
+
+# Which sides `orient` mirrors, after the transposition where there is one: OpenCV's axis, 1 is left and right.
+_MIRRORED = {2: 1, 3: -1, 4: 0, 6: 1, 7: -1, 8: 0}
+
+
+def _stored(box, header):
+  """A box (xyxy) of the upright image in the pixels of the stored one."""
+  x0, y0, x1, y1 = box
+  height, width = header.upright
+  axis = _MIRRORED.get(header.orientation)
+  if axis in (1, -1):
+    x0, x1 = width - x1, width - x0
+  if axis in (0, -1):
+    y0, y1 = height - y1, height - y0
+  return (y0, x0, y1, x1) if header.orientation >= 5 else (x0, y0, x1, y1)
 
 
 def orient(image: np.ndarray, orientation: int) -> np.ndarray:
   """Turns and mirrors a stored image (H, W, 3) as its EXIF orientation, 1 to 8, says."""
   if orientation >= 5:
     image = cv2.transpose(image)
-  # Which sides are mirrored, after the transposition where there is one.
-  axis = {2: 1, 3: -1, 4: 0, 6: 1, 7: -1, 8: 0}.get(orientation)
+  axis = _MIRRORED.get(orientation)
   return image if axis is None else cv2.flip(image, axis)
 
 

@@ -6,31 +6,35 @@ batches of a run do not depend on the number of worker processes, and the exampl
 the number of hosts.
 """
 from collections.abc import Sequence
-import os
 
 from absl import flags
 import grain
 import numpy as np
 
 from cloc_jax.batch import Batch
+from cloc_jax.data import mixture as mixture_lib
 from cloc_jax.data import prepare as prepare_lib
 from cloc_jax.data import sources
+from cloc_jax.data import spec as spec_lib
+from cloc_jax.data import transforms
 
 _FULL_CANVAS = (0.0, 0.0, 1.0, 1.0)
 
 
-def train_dataset(path: str | os.PathLike, *, split: str, tokenizer, batch_size: int, image_size: int,
-                  text_length: int = 77, region_text_length: int = 16, regions_per_image: int = 4, seed: int = 0,
-                  epochs: int | None = None, flip: bool = False, pad: str = 'center', num_workers: int = 0,
-                  process_index: int = 0, process_count: int = 1, shuffle: bool = True, on_error: str = 'mask',
-                  decode: str = 'exact', skip_examples: int = 0) -> grain.IterDataset:
+def train_dataset(path: spec_lib.Data | None = None, *, split: str = 'train', tokenizer, batch_size: int,
+                  image_size: int, text_length: int = 77, region_text_length: int = 16, regions_per_image: int = 4,
+                  seed: int = 0, epochs: int | None = None, flip: bool = False, pad: str = 'center',
+                  num_workers: int = 0, process_index: int = 0, process_count: int = 1, shuffle: bool = True,
+                  on_error: str = 'mask', decode: str = 'exact', captions: str | Sequence[float] = 'random',
+                  crop: transforms.Crop | None = None, mixture: Sequence[mixture_lib.Part] = (),
+                  skip_examples: int = 0) -> grain.IterDataset:
   """Batches for training, endless or for some epochs.
 
   Epochs follow each other without a seam: a batch may hold the end of one and the start of the next, and then perhaps
   an image twice. What does not fill a last global batch is left out.
 
   Args:
-    path: the data set's folder.
+    path: the data set, see sources.open_source.
     split: its split.
     tokenizer: a data.tokenizer.Tokenizer, or anything called as `tokenizer(texts, length=n)` that returns an object
       with `ids` (len(texts), n) and `truncated` (len(texts),).
@@ -48,6 +52,10 @@ def train_dataset(path: str | os.PathLike, *, split: str, tokenizer, batch_size:
     on_error: a record that cannot be read or an image that cannot be decoded is masked, counted and logged ('mask'),
       or stops the run ('raise').
     decode: 'exact' or 'fast', see transforms.open_image.
+    captions: which of an image's captions is drawn, see prepare.check_captions.
+    crop: random crops; None for whole images.
+    mixture: parts in place of `path`, each with its own split and captions. A mixture has no end: a part that is
+      through begins anew, in another order and with other draws.
     skip_examples: start behind so many examples of the global order, over all hosts. Since an example depends on its
       index alone, this number is the whole state of the pipeline: a run resumes exactly from it, on any number of
       hosts and workers.
@@ -61,21 +69,30 @@ def train_dataset(path: str | os.PathLike, *, split: str, tokenizer, batch_size:
     FileNotFoundError: no data set at `path`.
     ValueError: no such split, too few examples for one batch, or an argument out of range.
   """
-  examples = prepared_dataset(
-      path, split=split, image_size=image_size, regions_per_image=regions_per_image, seed=seed, flip=flip, pad=pad,
-      shuffle=shuffle, on_error=on_error, decode=decode)
-  size, global_batch = len(examples), batch_size * process_count
   if batch_size < 1 or not 0 <= process_index < process_count:
     raise ValueError(f'expected batch_size ≥ 1 and 0 ≤ process_index < process_count, got {batch_size}, '
                      f'{process_index} and {process_count}')
   if skip_examples < 0:
     raise ValueError(f'skip_examples: expected 0 or more, got {skip_examples}')
-  if size < global_batch:
-    raise ValueError(f'{path}: split {split!r} has {size} examples, fewer than one batch of {global_batch} '
-                     f'({batch_size} on each of {process_count} hosts)')
-  # Cut at whole global batches, else hosts would end after unequal numbers of batches and wait for each other.
-  end = None if epochs is None else epochs * size // global_batch * global_batch
-  batches = examples.repeat(epochs).slice(slice(skip_examples + process_index, end, process_count)).batch(
+  if (path is None) == (not mixture):
+    raise ValueError('expected either a data set or a mixture')
+  global_batch, end = batch_size * process_count, None
+  draws = dict(image_size=image_size, regions_per_image=regions_per_image, flip=flip, pad=pad, shuffle=shuffle,
+               on_error=on_error, decode=decode, crop=crop)
+  if mixture:
+    if epochs is not None:
+      raise ValueError('a mixture has no epochs of its own: its parts have, each its own')
+    examples = _mixed(mixture, seed=seed, global_batch=global_batch, **draws)
+  else:
+    examples = prepared_dataset(path, split=split, seed=seed, captions=captions, **draws)
+    size = len(examples)
+    if size < global_batch:
+      raise ValueError(f'{path}: split {split!r} has {size} examples, fewer than one batch of {global_batch} '
+                       f'({batch_size} on each of {process_count} hosts)')
+    # Cut at whole global batches, else hosts would end after unequal numbers of batches and wait for each other.
+    end = None if epochs is None else epochs * size // global_batch * global_batch
+    examples = examples.repeat(epochs)
+  batches = examples.slice(slice(skip_examples + process_index, end, process_count)).batch(
       batch_size, drop_remainder=True,
       batch_fn=Collate(tokenizer, text_length=text_length, region_text_length=region_text_length,
                        regions_per_image=regions_per_image))
@@ -89,18 +106,28 @@ def train_dataset(path: str | os.PathLike, *, split: str, tokenizer, batch_size:
   return dataset
 
 
-def prepared_dataset(path: str | os.PathLike, *, split: str, image_size: int, regions_per_image: int = 4,
-                     seed: int = 0, flip: bool = False, pad: str = 'center', shuffle: bool = True,
-                     on_error: str = 'mask', decode: str = 'exact') -> grain.MapDataset:
+def prepared_dataset(path: spec_lib.Data, *, split: str, image_size: int, regions_per_image: int = 4, seed: int = 0,
+                     flip: bool = False, pad: str = 'center', shuffle: bool = True, on_error: str = 'mask',
+                     decode: str = 'exact', captions: str | Sequence[float] = 'random',
+                     crop: transforms.Crop | None = None) -> grain.MapDataset:
   """The examples of `train_dataset` before they are tokenised and batched: a MapDataset of prepare.Prepared."""
-  source = sources.RecordSource(path, split=split)
+  source = sources.open_source(path, split=split)
   if on_error == 'mask':
     source = Tolerant(source)
   prepare = prepare_lib.Prepare(image_size=image_size, regions_per_image=regions_per_image, flip=flip, pad=pad,
-                                on_error=on_error, decode=decode)
+                                on_error=on_error, decode=decode, captions=captions, crop=crop)
   # Before the shuffle, the index that seeds a draw is epoch · size + record.
   dataset = grain.MapDataset.source(source).seed(seed).random_map(prepare)
   return dataset.shuffle() if shuffle else dataset
+
+
+def _mixed(parts, *, seed, global_batch, **draws):
+  """The prepared examples of a mixture, without end."""
+  mixture_lib.check_batch(parts, mixture_lib.sizes(parts), batch_size=global_batch)
+  each = [prepared_dataset(part.path, split=part.split, captions=part.captions,
+                           seed=mixture_lib.seed_of(part, seed), **draws) for part in parts]
+  return grain.MapDataset.select_from_datasets([part.repeat(None) for part in each],
+                                               mixture_lib.Schedule(parts, seed=seed))
 
 
 class Tolerant:

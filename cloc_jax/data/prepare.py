@@ -1,4 +1,5 @@
 """One record → what a batch needs of it: the random choices, the pixels, and the boxes that move with them."""
+from collections.abc import Sequence
 import dataclasses
 import logging
 
@@ -14,7 +15,7 @@ _log = logging.getLogger('cloc_jax.data')
 
 STATS = ('examples', 'regions_seen', 'regions_kept', 'captions', 'truncated_captions', 'region_captions',
          'truncated_region_captions', 'corrupt_records', 'corrupt_images', 'empty_captions', 'empty_region_captions',
-         'boxes_dropped', 'boxes_clipped', 'flipped')
+         'boxes_dropped', 'boxes_clipped', 'flipped', 'other_captions', 'cropped', 'regions_cropped_out')
 
 PAD_VALUE = 127
 
@@ -54,8 +55,11 @@ class Prepare(grain.transforms.RandomMap):
   pad: str = 'center'
   on_error: str = 'mask'
   decode: str = 'exact'
+  captions: str | Sequence[float] = 'random'
+  crop: transforms.Crop | None = None
 
   def __post_init__(self):
+    check_captions(self.captions, where='captions')
     transforms.check_decode_mode(self.decode)
     if self.on_error not in ('mask', 'raise'):
       raise ValueError(f"on_error: expected 'mask' or 'raise', got {self.on_error!r}")
@@ -79,24 +83,28 @@ class Prepare(grain.transforms.RandomMap):
 
   def _prepare(self, example, rng):
     image = open_example(example, mode=self.decode)
+    window = None if self.crop is None else self.crop.draw(rng, height=image.height, width=image.width)
     geometry = geometry_lib.resize_with_pad(
-        height=image.height, width=image.width, canvas=self.image_size, pad=self.pad)
-    captions = usable_captions(example)
+        height=image.height, width=image.width, canvas=self.image_size, pad=self.pad, crop=window)
     usable = usable_regions(example)
+    boxes, visible = usable.boxes, np.arange(len(usable.regions))
     counts = dict(usable.counts, examples=1, regions_seen=len(usable.regions),
-                  empty_captions=max(len(example.captions) - len(captions), int(not captions)))
-    caption = captions[rng.integers(len(captions))] if captions else ''
-    drawn = rng.permutation(len(usable.regions))[:self.regions_per_image]
+                  empty_captions=max(sum(not c.strip() for c in example.captions), int(not example.captions)))
+    if window is not None:
+      boxes, visible = geometry.crop_boxes(boxes, min_visible=self.crop.min_visible)
+      counts |= {'cropped': 1, 'regions_cropped_out': len(usable.regions) - len(visible)}
+    caption, other = _draw_caption(example.captions, self.captions, rng)
+    drawn = visible[rng.permutation(len(visible))[:self.regions_per_image]]
     regions = tuple(usable.regions[i] for i in drawn)
     wants_flip = rng.random() < 0.5
     if self.flip and wants_flip and not any(map(transforms.mentions_sides, (caption, *(r.caption for r in regions)))):
       geometry = geometry.flip()
       counts['flipped'] = 1
-    counts['regions_kept'] = len(regions)
+    counts |= {'regions_kept': len(regions), 'other_captions': other}
     return Prepared(
         image=image.on_canvas(geometry, pad_value=PAD_VALUE), image_id=example.image_id,
         image_ok=True, caption=caption, regions=regions, counts=counts,
-        boxes=geometry_lib.normalized_boxes_to_canvas(geometry, usable.boxes[drawn]))
+        boxes=geometry_lib.normalized_boxes_to_canvas(geometry, boxes[drawn]))
 
   def _masked(self, *, image_id, count):
     return Prepared(
@@ -150,6 +158,39 @@ def open_example(example: schema.Example, *, mode: str) -> transforms.Opened:
     raise transforms.ImageError(f'{where}: the record says {example.height}×{example.width} (height × width), '
                                 f'the image has {height}×{width}: its boxes would not fit')
   return image
+
+
+def check_captions(choice: str | Sequence[float], *, where: str) -> None:
+  """Raises ValueError unless `choice` says which of an image's captions is drawn.
+
+  'random': any, all alike. 'first', 'last': that one. Weights: (0.3, 0.7) draws the first of the record's captions with
+  0.3 and the second with 0.7, of those that are there and not blank; if there are only captions without a weight, one
+  of them is drawn and counted ('other_captions').
+  """
+  if isinstance(choice, str):
+    if choice not in ('random', 'first', 'last'):
+      raise ValueError(f"{where}: expected 'random', 'first', 'last' or weights, got {choice!r}")
+    return
+  try:
+    weights = np.array(choice, np.float64)
+  except (TypeError, ValueError):
+    weights = np.zeros(0)
+  if weights.ndim != 1 or not weights.size or not np.isfinite(weights).all() or weights.min() < 0 or not weights.max():
+    raise ValueError(f"{where}: expected 'random', 'first', 'last' or weights, 0 or more and not all 0, got {choice!r}")
+
+
+def _draw_caption(captions, choice, rng):
+  """(the caption or '', 1 if it is one without a weight)."""
+  found = [i for i, caption in enumerate(captions) if caption.strip()]
+  if not found:
+    return '', 0
+  if isinstance(choice, str):
+    at = rng.integers(len(found))  # drawn in any case, so that regions and flips do not depend on the choice
+    return captions[found[{'random': at, 'first': 0, 'last': -1}[choice]]], 0
+  weights = np.array([choice[i] if i < len(choice) else 0.0 for i in found])
+  other = int(not weights.any())
+  ends = np.cumsum(weights + other)
+  return captions[found[int(np.searchsorted(ends, rng.random() * ends[-1], side='right'))]], other
 
 
 def usable_captions(example: schema.Example) -> list[str]:

@@ -1,4 +1,7 @@
-"""Reading a data set's records back, one at a time and in any order."""
+"""Opening what is named as a data set: a folder made by `cloc data`, or files that are read as they are (spec.py).
+
+Everything that reads records, or what a data set says of itself, opens it here.
+"""
 import difflib
 import os
 import re
@@ -7,6 +10,7 @@ from google.protobuf import message
 import tensorflow_datasets as tfds
 
 from cloc_jax.data import schema
+from cloc_jax.data import spec as spec_lib
 
 
 # What a damaged record makes the reader (RuntimeError, OSError), protobuf, or our own decoding raise. A mistake in the
@@ -16,6 +20,36 @@ _DAMAGE = (RuntimeError, OSError, ValueError, IndexError, message.DecodeError)
 
 class RecordError(ValueError):
   """A record that cannot be read; the message names the data set, the split and the record."""
+
+
+def open_source(data: spec_lib.Data, *, split: str):
+  """Random access to one split: `source[i]` is a schema.Example, or raises RecordError.
+
+  Args:
+    data: a folder, or a text or dictionary as spec.parse takes them.
+    split: a split's name; TFDS's slices ('train[:100]', 'train[10%:]') and sums ('train+val') work too.
+
+  Returns:
+    A RecordSource, or a direct.DirectSource. Both are picklable.
+
+  Raises:
+    FileNotFoundError: no data set there, or files of it are missing, naming them.
+    ValueError: a wrong name, no such split, an empty one, or not what the format promises.
+  """
+  spec = spec_lib.parse(data)
+  if spec is None:
+    return RecordSource(data, split=split)
+  from cloc_jax.data import direct  # the importers, which a folder does not need
+  return direct.DirectSource(spec, split=split)
+
+
+def read_meta(data: spec_lib.Data) -> schema.DatasetMeta:
+  """What a data set says of itself, named as in open_source; raises as that does."""
+  spec = spec_lib.parse(data)
+  if spec is None:
+    return schema.read_meta(data)
+  from cloc_jax.data import direct
+  return direct.read_meta(spec)
 
 
 class RecordSource:
@@ -66,7 +100,7 @@ class RecordSource:
 
   def _open(self):
     builder = tfds.builder_from_directory(self.path)
-    _check_split(self.split, valid=list(builder.info.splits), path=self.path)
+    check_split(self.split, valid=list(builder.info.splits), path=self.path)
     missing = sorted(set(schema.features()) - set(builder.info.features))
     if missing:
       raise ValueError(f'{self.path} is not a region-text data set: its records lack {missing}; '
@@ -82,7 +116,8 @@ class RecordSource:
         self.split, deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES)
 
 
-def _check_split(split, *, valid, path):
+def check_split(split: str, *, valid, path) -> None:
+  """Raises ValueError, naming the nearest, if a split, slice or sum names one that is not among `valid`."""
   for name in re.findall(r'(?:^|\+)\s*(\w*)', split):
     if name not in valid and name != 'all':
       near = difflib.get_close_matches(name, valid, n=1)

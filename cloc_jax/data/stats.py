@@ -12,8 +12,9 @@ import numpy as np
 from cloc_jax import charts
 from cloc_jax import page
 from cloc_jax.data import scan
-from cloc_jax.data import schema
 from cloc_jax.data import sources
+from cloc_jax.data import spec as spec_lib
+from cloc_jax.data.importers import counts as counts_lib
 
 # What is counted by value, and how it is called on the page.
 MEASURES = {
@@ -41,6 +42,7 @@ class SplitStats:
   image_bytes: of the encoded images.
   corrupt_records: could not be read, and are in no other figure.
   categories, sources: of the regions; '' where a region has none.
+  outcomes: of files that are read as they are, what an import would count; empty for a data set.
   """
   images: int = 0
   regions: int = 0
@@ -51,6 +53,7 @@ class SplitStats:
       default_factory=lambda: {name: collections.Counter() for name in MEASURES})
   categories: collections.Counter = dataclasses.field(default_factory=collections.Counter)
   sources: collections.Counter = dataclasses.field(default_factory=collections.Counter)
+  outcomes: counts_lib.Counts = dataclasses.field(default_factory=counts_lib.Counts)
 
   def add(self, other: 'SplitStats') -> None:
     """Adds the figures of more records."""
@@ -60,6 +63,7 @@ class SplitStats:
       self.histograms[name].update(histogram)
     self.categories.update(other.categories)
     self.sources.update(other.sources)
+    self.outcomes.merge(other.outcomes)
 
 
 @dataclasses.dataclass
@@ -74,6 +78,7 @@ class Stats:
     out = {'path': self.path, 'name': self.name, 'splits': {}}
     for split, found in self.splits.items():
       out['splits'][split] = vars(found) | {
+          'outcomes': found.outcomes.to_json(),
           'categories': dict(found.categories.most_common()),
           'histograms': {name: {str(k): v for k, v in sorted(h.items())} for name, h in found.histograms.items()},
           'summaries': {name: summary(h) for name, h in found.histograms.items()}}
@@ -91,15 +96,16 @@ class Stats:
           s = summary(found.histograms[name])
           lines.append(f'  {meaning}: mean {s["mean"]:.1f}, 5 % {s["p5"]}, median {s["p50"]}, 95 % {s["p95"]}, '
                        f'most {s["max"]}')
-    return '\n'.join(lines)
+    outcomes = {split: found.outcomes for split, found in self.splits.items() if found.outcomes.rows()}
+    return '\n'.join([*lines, *([counts_lib.table(outcomes)] if outcomes else [])])
 
 
-def collect(path: str | os.PathLike, *, splits: Sequence[str] | None = None, workers: int = 0,
+def collect(path: spec_lib.Data, *, splits: Sequence[str] | None = None, workers: int = 0,
             progress: Callable[[int, int], None] | None = None) -> Stats:
   """Counts over every record; images are not decoded.
 
   Args:
-    path: the data set's folder.
+    path: the data set, see sources.open_source.
     splits: their names; None for all.
     workers: processes; 0 for this one.
     progress: called with (records done, records in all).
@@ -109,10 +115,14 @@ def collect(path: str | os.PathLike, *, splits: Sequence[str] | None = None, wor
     ValueError: no such split.
   """
   sizes = scan.split_sizes(path, splits)
+  meta = sources.read_meta(path)
   out = {split: SplitStats() for split in sizes}
   for split, _, found in scan.scan(path, splits=sizes, visit=_visit, workers=workers, progress=progress):
     out[split].add(found)
-  return Stats(path=os.fspath(path), name=schema.read_meta(path).name, splits=out)
+  if spec_lib.parse(path) is not None:  # what was left out before there were records
+    for split, found in out.items():
+      found.outcomes.merge(counts_lib.Counts.from_json(meta.extra['counts'].get(split, {})))
+  return Stats(path=spec_lib.text(path), name=meta.name, splits=out)
 
 
 def summary(histogram: Mapping[int, int]) -> dict[str, float]:
@@ -132,7 +142,7 @@ def _visit(source, indices):
   count = lambda name, value: found.histograms[name].update((value,))
   for index in indices:
     try:
-      example = source[index]
+      example = source.read(index, found.outcomes) if hasattr(source, 'read') else source[index]
     except sources.RecordError:
       found.corrupt_records += 1
       continue

@@ -1,4 +1,5 @@
 """From encoded bytes to the square canvas; the boxes go through the same geometry as the pixels."""
+import dataclasses
 import io
 import re
 
@@ -69,7 +70,7 @@ class Opened:
     if self._header is not None:
       _check_size((self.height, self.width), geometry)
       image = jpeg.decode_reduced(self._data, self._header, height=geometry.resized_height,
-                                  width=geometry.resized_width)
+                                  width=geometry.resized_width, crop=geometry.crop)
       if image is not None:
         return _pad(image, geometry, pad_value)
       # OpenCV does not take it. Perhaps Pillow does, or knows what is wrong.
@@ -78,6 +79,42 @@ class Opened:
         raise ImageError(f'{self._where}: the header says {self.height}×{self.width} (height × width), the image has '
                          f'{self._pixels.shape[0]}×{self._pixels.shape[1]}')
     return resize_with_pad(self._pixels, geometry, pad_value=pad_value)
+
+
+@dataclasses.dataclass(frozen=True)
+class Crop:
+  """Random crops for training.
+
+  scale: range of the crop's area, as a share of the image's.
+  aspect: range of its width over its height, log-uniform; where an image is too long or too flat for a crop of the
+    drawn area, the nearest that fits. None keeps the image's own.
+  min_visible: regions of which a smaller share of the area is left are not drawn from.
+  """
+  scale: tuple[float, float]
+  aspect: tuple[float, float] | None = (3 / 4, 4 / 3)
+  min_visible: float = 0.5
+
+  def __post_init__(self):
+    for name, limits, most in (('scale', self.scale, 1), ('aspect', self.aspect, float('inf'))):
+      if limits is None and name == 'aspect':
+        continue
+      if not isinstance(limits, (tuple, list)) or len(limits) != 2 or not 0 < limits[0] <= limits[1] <= most:
+        raise ValueError(f'crop: {name}: expected (least, most) above 0' + (' and at most 1' if most == 1 else '')
+                         + f', got {limits!r}')
+    if not 0 <= self.min_visible <= 1:
+      raise ValueError(f'crop: min_visible: expected a share in [0, 1], got {self.min_visible!r}')
+
+  def draw(self, rng: np.random.Generator, *, height: int, width: int) -> tuple[int, int, int, int]:
+    """xyxy in whole pixels of an image of `height` × `width`."""
+    share = rng.uniform(*self.scale)
+    own = width / height
+    least, most = own * share, own / share  # beyond, a side would be longer than the image's
+    wanted = (own, own) if self.aspect is None else self.aspect
+    aspect = np.exp(rng.uniform(*np.log(np.clip(wanted, least, most))))
+    w = min(width, max(1, round((share * width * height * aspect) ** 0.5)))
+    h = min(height, max(1, round((share * width * height / aspect) ** 0.5)))
+    x0, y0 = int(rng.integers(width - w + 1)), int(rng.integers(height - h + 1))
+    return x0, y0, x0 + w, y0 + h
 
 
 def open_image(data: bytes, *, where: str, mode: str = 'exact') -> Opened:
@@ -105,7 +142,7 @@ def check_decode_mode(mode: str) -> None:
 
 
 def resize_with_pad(image: np.ndarray, geometry: geometry_lib.Geometry, *, pad_value: int = 127) -> np.ndarray:
-  """Puts an image on its canvas: resize, pad and flip, as `geometry` says.
+  """Puts an image on its canvas: crop, resize, pad and flip, as `geometry` says.
 
   Args:
     image: (H, W, 3) uint8, of the size that the geometry was made for.
@@ -120,6 +157,9 @@ def resize_with_pad(image: np.ndarray, geometry: geometry_lib.Geometry, *, pad_v
   """
   _check_size(image.shape[:2], geometry)
   height, width = geometry.resized_height, geometry.resized_width
+  if geometry.crop is not None:
+    x0, y0, x1, y1 = geometry.crop
+    image = image[y0:y1, x0:x1]
   if (height, width) != image.shape[:2]:
     # Averaging over the covered area is the only filter of OpenCV's that does not alias when it shrinks.
     shrinks = height <= image.shape[0] and width <= image.shape[1]

@@ -11,8 +11,8 @@ import numpy as np
 from cloc_jax import boxes as box_lib
 from cloc_jax.data import coverage as coverage_lib
 from cloc_jax.data import scan
-from cloc_jax.data import schema
 from cloc_jax.data import sources
+from cloc_jax.data import spec as spec_lib
 from cloc_jax.data import transforms
 
 EXAMPLES = 10  # how many of each kind are named; the rest are counted
@@ -91,7 +91,7 @@ class Report:
     return '\n'.join([*lines, 'nothing is broken' if self.ok else 'BROKEN: see above'])
 
 
-def validate(path: str | os.PathLike, *, splits: Sequence[str] | None = None, workers: int = 0,
+def validate(path: spec_lib.Data, *, splits: Sequence[str] | None = None, workers: int = 0,
              index: Mapping[str, str | os.PathLike] | None = None,
              progress: Callable[[int, int], None] | None = None) -> Report:
   """Reads every record, decodes every image in full, and checks them against each other.
@@ -99,7 +99,7 @@ def validate(path: str | os.PathLike, *, splits: Sequence[str] | None = None, wo
   Holds 24 bytes a record, whatever the size of the data set.
 
   Args:
-    path: the data set's folder.
+    path: the data set, see sources.open_source.
     splits: their names; None for all.
     workers: processes; 0 for this one.
     index: split → a file that lists its images, see coverage.image_ids; '' for all splits read together. Without one
@@ -119,7 +119,7 @@ def validate(path: str | os.PathLike, *, splits: Sequence[str] | None = None, wo
   readable = {}
   for split in sizes:
     try:
-      sources.RecordSource(path, split=split)
+      sources.open_source(path, split=split)
       readable[split] = sizes[split]
     except FileNotFoundError as error:
       findings['missing_files'].add(1, [str(error)])
@@ -133,13 +133,13 @@ def validate(path: str | os.PathLike, *, splits: Sequence[str] | None = None, wo
     regions += found.regions
   if readable:
     _find_duplicates(path, {split: np.concatenate(parts) for split, parts in marks.items()}, findings)
-  coverage = coverage_lib.of_import(schema.read_meta(path).extra) if not index else {}
+  coverage = coverage_lib.of_import(sources.read_meta(path).extra) if not index else {}
   for split, file in (index or {}).items():
     ids = [part[:, 1] for name, parts in marks.items() if split in ('', name) for part in parts]
     found = coverage_lib.compare(file, present=np.concatenate([np.zeros(0, np.uint64), *ids]), examples=EXAMPLES)
     coverage[split] = found.text()
     findings['absent_images'].add(found.absent, found.examples)
-  return Report(path=os.fspath(path), splits=sizes, findings=findings, records=records, regions=regions,
+  return Report(path=spec_lib.text(path), splits=sizes, findings=findings, records=records, regions=regions,
                 seconds=time.monotonic() - began,
                 coverage={split: said for split, said in coverage.items() if split in ('', *sizes)})
 
@@ -222,7 +222,7 @@ def _check_words(example, where, found):
 
 def _find_duplicates(path, marks, findings):
   def name(split, index):
-    source = sources.RecordSource(path, split=split)
+    source = sources.open_source(path, split=split)
     return f'{split}, record {index} ({source[int(index)].image_id!r})'
 
   def repeated(hashes):

@@ -2,7 +2,6 @@
 from typing import Any
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 
 from cloc_jax.models import layers

@@ -65,6 +65,89 @@ def test_a_marker_is_found_in_its_box(kind, mode):
   assert abs(np.concatenate(errors).mean()) < 0.1  # half a pixel off on one side would be a habit, not an accident
 
 
+def random_crop(rng, height, width, *, least=12):
+  """xyxy; at least 12 pixels a side where there are as many: JPEG's own error must not be magnified fifty times."""
+  sides = []
+  for n in (width, height):
+    side = int(rng.integers(min(n, least), n + 1))
+    begin = int(rng.integers(n - side + 1))
+    sides.append((begin, begin + side))
+  (x0, x1), (y0, y1) = sides
+  return x0, y0, x1, y1
+
+
+@pytest.mark.parametrize('mode', MODES)
+@pytest.mark.parametrize('kind', ['png', 'jpeg', 'jpeg420', 'progressive', 'cmyk jpeg',
+                                  *(f'jpeg turned {i}' for i in range(2, 9))])
+def test_a_marker_is_found_in_a_crop(kind, mode):
+  errors = []
+  for seed in range(30):
+    rng = np.random.default_rng([1, seed])
+    height, width = random_size(rng)
+    crop = random_crop(rng, height, width)
+    made = geometry_lib.resize_with_pad(height=height, width=width, canvas=int(rng.integers(24, 240)), crop=crop,
+                                        pad=geometry_lib.PAD_MODES[rng.integers(2)])
+    made = made.flip() if rng.random() < 0.5 else made
+    # A box that lies in the crop at least in part: some of its corners are beyond the border.
+    inside = random_box(rng, geometry_lib.resize_with_pad(height=crop[3] - crop[1], width=crop[2] - crop[0],
+                                                          canvas=made.canvas))
+    box = np.array(inside) + [crop[0], crop[1]] * 2
+    beyond = rng.integers(0, 40, 4) * (box == crop)
+    whole = np.clip(box + beyond * [-1, -1, 1, 1], 0, [width, height] * 2)
+    opened = transforms.open_image(pictures.encode(pictures.marked(height, width, whole), kind), where='', mode=mode)
+    canvas = opened.on_canvas(made)
+    errors.append(check_marker(canvas, made, box))
+    fractions = whole[None] / np.array([width, height] * 2)
+    cut, kept = made.crop_boxes(fractions, min_visible=0)
+    assert kept.tolist() == [0]
+    np.testing.assert_allclose(cut[0] * [width, height, width, height], box, atol=1e-9)
+    np.testing.assert_allclose(geometry_lib.normalized_boxes_to_canvas(made, cut), made.boxes_to_canvas(box[None]),
+                               atol=1e-6)
+  assert abs(np.concatenate(errors).mean()) < 0.1
+
+
+@pytest.mark.parametrize('size', [(1, 1), (2, 90), (90, 1), (480, 640), (333, 77)])
+@pytest.mark.parametrize('aspect', [(3 / 4, 4 / 3), (1, 1), None, (5, 9)])
+def test_crops_have_the_size_that_is_asked_for(size, aspect):
+  height, width = size
+  crop = transforms.Crop(scale=(0.2, 0.6), aspect=aspect)
+  rng = np.random.default_rng(0)
+  for _ in range(200):
+    x0, y0, x1, y1 = crop.draw(rng, height=height, width=width)
+    w, h = x1 - x0, y1 - y0
+    assert 0 <= x0 < x1 <= width and 0 <= y0 < y1 <= height
+    if min(w, h) > 4:
+      least, most = (w - 0.5) * (h - 0.5), (w + 0.5) * (h + 0.5)
+      assert most >= 0.2 * width * height and least <= 0.6 * width * height
+      low, high = (width / height,) * 2 if aspect is None else aspect
+      share = w * h / (width * height)
+      low, high = (np.clip(v, width / height * share * 0.8, width / height / share / 0.8) for v in (low, high))
+      assert (w + 0.5) / (h - 0.5) >= low * 0.8 and (w - 0.5) / (h + 0.5) <= high / 0.8
+
+
+@pytest.mark.parametrize('mode', MODES)
+def test_markers_through_the_training_pipeline_with_crops(write, mode):
+  records = list(marked_records(42))
+  path = write(records)
+  crop = transforms.Crop(scale=(0.3, 0.9), min_visible=0.4)
+  seen = dropped = cut = 0
+  for item in pipeline.train_dataset(path, split='train', tokenizer=WordTokenizer(), batch_size=6, image_size=72,
+                                     flip=True, epochs=6, decode=mode, regions_per_image=2, crop=crop):
+    batch, stats = item['batch'], item['stats']
+    assert batch.image_mask.all() and stats['cropped'] == 6
+    assert batch.region_mask.sum() + stats['regions_cropped_out'] == 6 == stats['regions_seen']
+    dropped += int(stats['regions_cropped_out'])
+    for image, boxes, mask in zip(batch.image, batch.boxes, batch.region_mask):
+      want = boxes[0] * 72
+      if not mask.any() or min(want[2] - want[0], want[3] - want[1]) < 3:
+        continue
+      assert boxes.min() >= -1e-6 and boxes.max() <= 1 + 1e-6
+      np.testing.assert_allclose(pictures.find(image, want), want, atol=HALF)
+      seen += 1
+      cut += np.any((want < 0.01) | (want > 71.99))
+  assert seen > 100 and dropped > 20 and cut > 10
+
+
 @pytest.mark.parametrize('mode', MODES)
 @pytest.mark.parametrize('size', [(1, 2000), (2000, 1), (3, 1500), (1, 1), (3, 2), (2, 3), (1, 9), (17, 1)])
 @pytest.mark.parametrize('kind', ['png', 'jpeg', 'jpeg turned 7', 'cmyk jpeg'])

@@ -13,6 +13,7 @@ from painted_pictures import encode_png
 import pytest
 
 from cloc_jax import cli
+from cloc_jax.data import direct
 from cloc_jax.data import schema
 from cloc_jax.data import sources
 from cloc_jax.data.importers import coco
@@ -97,6 +98,28 @@ def lvis_source(root, content, **captions):
   picture(root / 'images' / 'val2017' / '000000000139.jpg')
   return coco.CocoSource(split='val', images=root / 'images',
                          instances=write(root / 'lvis_v1_val.json', content), **captions)
+
+
+@pytest.mark.parametrize('kind', ['lvis', 'panoptic'])
+def test_read_as_they_are_they_are_what_an_import_gives(kind, panoptic, tmp_path, monkeypatch):
+  if kind == 'lvis':
+    source = lvis_source(tmp_path, LVIS)
+    importer = lvis.Lvis((source,))
+    data = f'lvis:images={source.images},instances={source.instances},split=val'
+  else:
+    source = panoptic
+    importer = coco.Coco((source,), stuff=True)
+    data = f'coco:images={source.images},panoptic={source.panoptic},stuff=true,split=train'
+  engine.run(importer, out=tmp_path / 'out')
+  monkeypatch.setattr(direct, '_KEEP_SECONDS', -1)
+  want = schema.read_meta(tmp_path / 'out')
+  for _ in range(2):  # from the annotations, and from what was kept of them
+    found, meta = sources.open_source(data, split=source.split), sources.read_meta(data)
+    assert [found[i] for i in range(len(found))] == records(tmp_path / 'out', source.split)
+    ours, theirs = ({k: v for k, v in m.extra.items() if k != 'counts'} for m in (meta, want))
+    assert ours == theirs and (meta.categories, meta.splits) == (want.categories, want.splits)
+    direct._opened.cache_clear()
+    monkeypatch.setattr(direct.formats.CocoLayout, 'build', lambda *_: pytest.fail('read anew'))
 
 
 def test_lvis(tmp_path):

@@ -7,12 +7,13 @@ Sources: Peng et al., *Kosmos-2: Grounding Multimodal Large Language Models to t
 command that downloads images are in github.com/microsoft/unilm/tree/master/kosmos-2 and in the data set's card,
 huggingface.co/datasets/zzliang/GRIT; members: github.com/rom1504/img2dataset (downloader.py, writer.py, resizer.py).
 """
+from collections.abc import Iterable
 from collections.abc import Iterator
 import dataclasses
 
 from cloc_jax.data import schema
+from cloc_jax.data import storage
 from cloc_jax.data.importers import counts as counts_lib
-from cloc_jax.data.importers import engine
 from cloc_jax.data.importers import images
 from cloc_jax.data.importers import json_stream
 from cloc_jax.data.importers import records
@@ -46,10 +47,11 @@ class Grit(webdataset.WebDataset):
     super().__post_init__()
     check_choice(self.phrases)
 
-  def read(self, task: engine.Task, report: counts_lib.Counts) -> Iterator[schema.Example]:
-    yield from super().read(task, report)
+  def examples(self, found: Iterable[webdataset.Sample], path: storage.Path,
+               report: counts_lib.Counts) -> Iterator[schema.Example]:
+    yield from super().examples(found, path, report)
     if not self.trust_boxes:
-      check_proportions(report, where=str(task.payload))
+      check_proportions(report, where=str(path))
 
   def record(self, sample: webdataset.Sample, content: dict, image: bytes, image_id: str, where: str,
              report: counts_lib.Counts) -> records.Record:

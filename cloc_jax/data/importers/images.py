@@ -46,6 +46,17 @@ class Texts:
     begin = self._ends[index - 1] if index else 0
     return self._bytes[begin:self._ends[index]].decode()
 
+  def to_arrays(self) -> tuple[np.ndarray, np.ndarray]:
+    """(the bytes of all, uint8; where each ends, int64)."""
+    return np.frombuffer(bytes(self._bytes), np.uint8), np.array(self._ends, np.int64)
+
+  @classmethod
+  def from_arrays(cls, data: np.ndarray, ends: np.ndarray) -> 'Texts':
+    """The reverse of to_arrays."""
+    texts = cls()
+    texts._bytes, texts._ends = bytearray(data.tobytes()), array.array('q', ends.tolist())
+    return texts
+
   def take(self, indices) -> 'Texts':
     """Those of some indices, in their order."""
     return Texts([self[i] for i in indices])
@@ -175,7 +186,7 @@ class Table:
       try:
         box_conventions.check(boxes[check], sizes=sizes[box_image[check]], promised=promised, where=where)
       except ValueError as error:
-        raise ValueError(f'{error}. Mend the file, or import it as promised with --trust-boxes') from None
+        raise ValueError(f'{error}. Mend the file, or read it as promised with --trust-boxes (trust_boxes=true)') from None
     if promised.startswith('xywh'):
       boxes = box_lib.from_xywh(boxes)
     place = np.argsort(box_image, kind='stable')
@@ -206,35 +217,42 @@ def _view(values):
 def read_piece(piece: Piece, report: counts_lib.Counts) -> Iterator[schema.Example]:
   """The examples of a piece: sound images, boxes cut to them, captions with words; all else counted."""
   for i in range(len(piece.ids)):
-    b0, b1 = np.searchsorted(piece.box_image, [i, i + 1])
-    c0, c1 = np.searchsorted(piece.caption_image, [i, i + 1])
-    image_id = piece.ids[i]
-    path = find_file(piece.folder, piece.names[i], search=piece.search)
-    annotated = tuple(piece.sizes[i].tolist())
-    loaded = load_image(path, report, annotated=annotated if all(annotated) else None)
-    if loaded is None:
-      report.dropped('boxes', 'image lost', f'image {image_id}', int(b1 - b0))
-      report.dropped('captions', 'image lost', f'image {image_id}', int(c1 - c0))
-      continue
-    data, (height, width) = loaded
-    boxes = piece.boxes[b0:b1].astype(np.float64)
-    if not piece.normalised:
-      boxes = box_lib.normalize(boxes, height=height, width=width)
-    boxes, keep = sound_boxes(
-        boxes, report, label=lambda j, i=image_id, b0=b0: f'image {i}, {piece.list_name}[{piece.box_place[b0 + j]}]',
-        skip=[piece.reasons[s] for s in piece.skip[b0:b1]])
-    regions = []
-    for j in np.flatnonzero(keep):
-      name = piece.categories[piece.category[b0 + j]]
-      regions.append(schema.Region(box=tuple(boxes[j].tolist()), caption=name, category=name, source=piece.source))
-    captions = sound_captions([piece.captions[c] for c in range(c0, c1)], report, image_id=image_id)
-    report.kept('images')
-    if not regions:
-      report.noted('images', 'without boxes', f'image {image_id}')
-    if not captions:
-      report.noted('images', 'without captions', f'image {image_id}')
-    yield schema.Example(image=data, image_id=image_id, height=height, width=width, captions=captions,
-                         regions=tuple(regions))
+    example = read_one(piece, i, report)
+    if example is not None:
+      yield example
+
+
+def read_one(piece: Piece, i: int, report: counts_lib.Counts) -> schema.Example | None:
+  """The i-th example of a piece; None, and counted, if its image is missing or no image."""
+  b0, b1 = np.searchsorted(piece.box_image, [i, i + 1])
+  c0, c1 = np.searchsorted(piece.caption_image, [i, i + 1])
+  image_id = piece.ids[i]
+  path = find_file(piece.folder, piece.names[i], search=piece.search)
+  annotated = tuple(piece.sizes[i].tolist())
+  loaded = load_image(path, report, annotated=annotated if all(annotated) else None)
+  if loaded is None:
+    report.dropped('boxes', 'image lost', f'image {image_id}', int(b1 - b0))
+    report.dropped('captions', 'image lost', f'image {image_id}', int(c1 - c0))
+    return None
+  data, (height, width) = loaded
+  boxes = piece.boxes[b0:b1].astype(np.float64)
+  if not piece.normalised:
+    boxes = box_lib.normalize(boxes, height=height, width=width)
+  boxes, keep = sound_boxes(
+      boxes, report, label=lambda j: f'image {image_id}, {piece.list_name}[{piece.box_place[b0 + j]}]',
+      skip=[piece.reasons[s] for s in piece.skip[b0:b1]])
+  regions = []
+  for j in np.flatnonzero(keep):
+    name = piece.categories[piece.category[b0 + j]]
+    regions.append(schema.Region(box=tuple(boxes[j].tolist()), caption=name, category=name, source=piece.source))
+  captions = sound_captions([piece.captions[c] for c in range(c0, c1)], report, image_id=image_id)
+  report.kept('images')
+  if not regions:
+    report.noted('images', 'without boxes', f'image {image_id}')
+  if not captions:
+    report.noted('images', 'without captions', f'image {image_id}')
+  return schema.Example(image=data, image_id=image_id, height=height, width=width, captions=captions,
+                        regions=tuple(regions))
 
 
 def find_file(folder: str | os.PathLike, name: str, *, search: bool = False) -> storage.Path:

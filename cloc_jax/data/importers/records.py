@@ -79,7 +79,7 @@ def examples(records: Iterable[Record], report: counts_lib.Counts, *, where: str
     try:
       box_conventions.check(np.concatenate(found), sizes=np.concatenate(sizes), promised=convention, where=where)
     except ValueError as error:
-      raise ValueError(f'{error}. Mend the file, or import it as promised with --trust-boxes') from None
+      raise ValueError(f'{error}. Mend the file, or read it as promised with --trust-boxes (trust_boxes=true)') from None
 
 
 def lost(report: counts_lib.Counts, reason: str, *, image_id: str, boxes: int, captions: int) -> None:
@@ -113,6 +113,11 @@ def check_splits(sources: Sequence) -> tuple:
   return sources
 
 
+def list_files(text: str) -> tuple[str, ...]:
+  """'a.tar,b-*.tar' → all the files, those of a pattern in order of their names; FileNotFoundError if none fits."""
+  return tuple(name for pattern in text.split(',') for name in storage.expand(pattern))
+
+
 def check_folder(folder: str | os.PathLike, *, what: str = 'images', where: str = '') -> None:
   """Raises FileNotFoundError, with `where` before it, unless there is such a folder."""
   if not storage.path(folder).is_dir():
@@ -144,7 +149,7 @@ def _example(record, data, size, boxes, report):
       skip=[p.skip or ('' if p.caption.strip() else 'blank caption') for p in phrases])
   regions = tuple(
       schema.Region(box=tuple(boxes[i].tolist()), caption=phrases[i].caption.strip(), category=phrases[i].category,
-                    score=float(phrases[i].score), source=phrases[i].source) for i in np.flatnonzero(keep))
+                    score=float(np.float32(phrases[i].score)), source=phrases[i].source) for i in np.flatnonzero(keep))
   captions = images.sound_captions(record.captions, report, image_id=record.image_id)
   report.kept('images')
   if not regions:

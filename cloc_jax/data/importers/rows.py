@@ -44,6 +44,14 @@ class RowsSource:
 
 
 @dataclasses.dataclass(frozen=True)
+class Place:
+  """Where a row of a JSONL file stands: bytes begin to end, and its number, from 1."""
+  begin: int
+  end: int
+  row: int
+
+
+@dataclasses.dataclass(frozen=True)
 class _Piece:
   """Lines (bytes begin to end of a JSONL file) or row groups (begin to end of a Parquet file); `row` is the first."""
   path: storage.Path
@@ -98,9 +106,25 @@ class Rows(engine.Importer):
     if piece.path.suffix == '.parquet':  # its rows are numbered from 0
       rows = parquet_file.read(piece.path, begin=piece.begin, end=piece.end, row=piece.row, wanted=_KEYS)
     else:
-      rows = _jsonl_rows(piece)
+      rows = ((number, row) for number, _, _, row in _jsonl_rows(piece))
     found = (self._record(row, number, piece, report) for number, row in rows)
     yield from records.examples(found, report, where=str(piece.path), trust_boxes=self.trust_boxes)
+
+  def places(self, path: storage.Path, *, images: str | os.PathLike | None) -> Iterator[tuple[Place, records.Record]]:
+    """Yields where each row of a JSONL file stands, and what it holds; `images` as in RowsSource."""
+    piece = self._piece(path, Place(0, path.stat().st_size, 1), images)
+    for number, begin, end, row in _jsonl_rows(piece):
+      yield Place(begin, end, number), self._record(row, number, piece, counts_lib.Counts())
+
+  def record_at(self, path: storage.Path, place: Place, *, images: str | os.PathLike | None) -> records.Record:
+    """What one row of a JSONL file holds; see `places`."""
+    piece = self._piece(path, place, images)
+    (number, _, _, row), = _jsonl_rows(piece)
+    return self._record(row, number, piece, counts_lib.Counts())
+
+  def _piece(self, path, place, images):
+    folder = path.parent if images is None else storage.path(images)
+    return _Piece(path, folder, place.begin, place.end, place.row)
 
   def meta(self) -> schema.DatasetMeta:
     return schema.DatasetMeta(name=self.name, description='Images, captions and regions from JSONL or Parquet rows.',
@@ -178,12 +202,15 @@ def _cut_jsonl(path, size):
 
 
 def _jsonl_rows(piece):
+  """Yields (number, first byte, last byte, row)."""
   with storage.open_binary(piece.path) as file:
     file.seek(piece.begin)
+    end = piece.begin
     for number in itertools.count(piece.row):
-      if file.tell() >= piece.end:
+      if end >= piece.end:
         return
       line = file.readline()
+      begin, end = end, end + len(line)
       if not line.strip():
         continue
       try:
@@ -193,4 +220,4 @@ def _jsonl_rows(piece):
         raise ValueError(f'{piece.path}: row {number} is no JSON{cut}: {error}') from None
       if not isinstance(row, dict):
         raise ValueError(f'{piece.path}: row {number}: expected an object, got a {type(row).__name__}')
-      yield number, row
+      yield number, begin, end, row

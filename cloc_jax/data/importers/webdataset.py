@@ -4,6 +4,7 @@ An archive is a tar whose files of one sample stand together and share the name 
 000000012.jpg, 000000012.txt, 000000012.json. Each archive is read once as a stream, and is one task.
 Sources: github.com/webdataset/webdataset (layout); github.com/rom1504/img2dataset (its txt and json members).
 """
+from collections.abc import Iterable
 from collections.abc import Iterator
 import dataclasses
 import json
@@ -77,8 +78,13 @@ class WebDataset(engine.Importer):
     return found
 
   def read(self, task: engine.Task, report: counts_lib.Counts) -> Iterator[schema.Example]:
-    found = (record for sample in samples(task.payload) if (record := self._record(sample, task.payload, report)))
-    yield from records.examples(found, report, where=str(task.payload), trust_boxes=self.trust_boxes)
+    yield from self.examples(samples(task.payload), task.payload, report)
+
+  def examples(self, found: Iterable[Sample], path: storage.Path,
+               report: counts_lib.Counts) -> Iterator[schema.Example]:
+    """The examples of an archive's samples."""
+    whole = (record for sample in found if (record := self._record(sample, path, report)))
+    yield from records.examples(whole, report, where=str(path), trust_boxes=self.trust_boxes)
 
   def meta(self) -> schema.DatasetMeta:
     return schema.DatasetMeta(name=self.name, description=self.description,
@@ -132,6 +138,15 @@ class WebDataset(engine.Importer):
     return tuple({text.strip(): text for text in found}.values())  # img2dataset writes the caption into txt and json
 
 
+@dataclasses.dataclass(frozen=True)
+class Member:
+  """A file in an archive that is not compressed: bytes begin to begin + size of the archive are its content."""
+  key: str
+  extension: str
+  begin: int
+  size: int
+
+
 def samples(path: storage.Path) -> Iterator[Sample]:
   """Yields an archive's samples, in their order.
 
@@ -139,9 +154,39 @@ def samples(path: storage.Path) -> Iterator[Sample]:
     ValueError: naming the archive and the last file before the place where it is cut off or damaged; or a key whose
       files do not stand together.
   """
-  key, parts, seen, last = None, {}, set(), 'its beginning'
+  sample = None
+  for key, extension, _, content in _members(path, headers_only=False):
+    if sample is None or key != sample.key:
+      if sample is not None:
+        yield sample
+      sample = Sample(key, {})
+    sample.parts[extension] = content
+  if sample is not None:
+    yield sample
+
+
+def members(path: storage.Path) -> Iterator[Member]:
+  """Yields an archive's files, in their order; only the headers are read.
+
+  Raises:
+    ValueError: as samples, and for a compressed archive, which can only be read from its beginning.
+  """
+  with storage.open_binary(path) as file:
+    if file.read(6).startswith((b'\x1f\x8b', b'BZh', b'\xfd7zXZ\0', b'\x28\xb5\x2f\xfd')):
+      raise ValueError(f'{path} is compressed, so that it can only be read from its beginning: decompress it, or '
+                       'import it with `cloc data import webdataset`')
+  for key, extension, member, _ in _members(path, headers_only=True):
+    if member.issparse():
+      raise ValueError(f'{path}: {member.name} is stored with holes, which is not supported here: import the archive')
+    yield Member(key, extension, member.offset_data, member.size)
+
+
+def _members(path, *, headers_only):
+  """Yields (key, extension in lower case, tarfile's member, its content if wanted); checks what `samples` promises."""
+  key, extensions, seen, last = None, set(), set(), 'its beginning'
   try:
-    with storage.open_binary(path) as file, tarfile.open(fileobj=file, mode='r|*', tarinfo=_Header) as tar:
+    with storage.open_binary(path) as file, tarfile.open(fileobj=file, mode='r:' if headers_only else 'r|*',
+                                                         tarinfo=_Header) as tar:
       tar.ended = False
       for member in tar:
         if not member.isfile():
@@ -150,23 +195,21 @@ def samples(path: storage.Path) -> Iterator[Sample]:
         stem, _, extension = name.partition('.')
         name = f'{folder}/{stem}' if folder else stem
         if name != key:
-          if key is not None:
-            yield Sample(key, parts)
           if name in seen:
             raise ValueError(f'{path}: the files of {name} do not stand together')
           seen.add(name)
-          key, parts = name, {}
+          key, extensions = name, set()
         extension = extension.lower()
-        if extension in parts:
+        if extension in extensions:
           raise ValueError(f'{path}: {member.name} is there twice')
-        parts[extension] = tar.extractfile(member).read()
+        extensions.add(extension)
+        content = b'' if headers_only else tar.extractfile(member).read()
         last = member.name
+        yield key, extension, member, content
       if not tar.ended:
         raise ValueError(f'{path} is cut off or damaged after {last}; fetch it again')
   except (tarfile.TarError, EOFError, OSError, zlib.error, lzma.LZMAError) as error:
     raise ValueError(f'{path} is cut off or damaged, in or after {last}: {error}; fetch it again') from error
-  if key is not None:
-    yield Sample(key, parts)
 
 
 class _Header(tarfile.TarInfo):
