@@ -6,7 +6,7 @@ import pathlib
 import sys
 import time
 
-from cloc_jax import cli_data, cli_eval
+from cloc_jax import cli_data, cli_eval, cli_label
 
 # Errors that the user can mend: shown as one line, without a traceback (--debug shows it).
 _USER_ERRORS = (ValueError, TypeError, KeyError, FileNotFoundError, FileExistsError, PermissionError,
@@ -19,8 +19,8 @@ def main(argv=None) -> int:
   from cloc_jax import config as config_lib
   assignments, others = config_lib.split_overrides(argv)
   args = _parser().parse_args(others)
-  if assignments and args.verb not in ('train', 'plan'):
-    _parser().error('--config.KEY=VALUE belongs to `cloc train` and `cloc plan`')
+  if assignments and args.verb not in ('train', 'plan', 'label'):
+    _parser().error('--config.KEY=VALUE belongs to `cloc train`, `cloc plan` and `cloc label`')
   args.assignments = assignments
   logging.basicConfig(level=logging.DEBUG if args.debug else logging.WARNING, format='%(levelname)s %(message)s')
   # Orbax reports every save at a level that drowns what a person wants to read.
@@ -85,6 +85,7 @@ def _parser() -> argparse.ArgumentParser:
 
   cli_eval.add_verbs(verbs)
   cli_data.add_verbs(verbs)
+  cli_label.add_verbs(verbs)
   return parser
 
 

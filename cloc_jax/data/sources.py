@@ -86,18 +86,18 @@ class RecordSource:
         self.split, deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES)
 
 
-def read_shard(path: str | os.PathLike, *, text_keys: Sequence[str] = ('captions',)) -> Iterator[schema.Example]:
-  """One ArrayRecord file's records in order, with their captions and without their regions.
-
-  The file may be of any TFDS data set whose records have an encoded `image`; the size is then left at 0×0 where the
-  record does not say it, and a record without an `image_id` is called by its file and place.
+def read_shard(path: str | os.PathLike, *, text_keys: Sequence[str] | None = None) -> Iterator[schema.Example]:
+  """One ArrayRecord file's records in order.
 
   Args:
     path: a local file.
-    text_keys: the records' texts that become captions, in this order; those that a record lacks are left out.
+    text_keys: None for records of ours. Else the file may be of any TFDS data set whose records have an encoded
+      `image`, and examples are without regions; their captions are the records' texts under these names, in this order,
+      those that a record lacks left out. The size is 0×0 where a record does not say it, and a record without an
+      `image_id` is called by its file and place.
 
   Raises:
-    RecordError: the file cannot be read, or a record has no image.
+    RecordError: the file cannot be read, or a record lacks what it must have.
   """
   path = os.fspath(path)
   reader = None
@@ -106,7 +106,9 @@ def read_shard(path: str | os.PathLike, *, text_keys: Sequence[str] = ('captions
     for start in range(0, reader.num_records(), _READ):
       stop = min(start + _READ, reader.num_records())
       for index, record in enumerate(reader.read(start, stop), start):
-        yield _plain_example(record, index=index, path=path, text_keys=text_keys)
+        where = f'{path}, record {index}'
+        yield (schema.decode(record, where=where) if text_keys is None else
+               _plain_example(record, index=index, path=path, text_keys=text_keys))
   except RecordError:
     raise
   except _DAMAGE as error:

@@ -3,6 +3,7 @@ from collections.abc import Callable, Iterator, Mapping
 import dataclasses
 import functools
 import json
+import logging
 import os
 import pickle
 from typing import Any
@@ -155,6 +156,7 @@ def _connect(address, *, num_cpus, object_store_bytes):
         f"the Ray runner needs Ray ({error}): pip install 'cloc_jax[label]', or use --runner local") from error
   if address is not None and (num_cpus or object_store_bytes):
     raise ValueError('--ray-cpus and --ray-object-store are for a cluster on this machine, not with --ray-address')
+  logging.getLogger('ray.data').setLevel(logging.WARNING)  # it reports plans and logs of its own at each start
   ours = not ray.is_initialized()
   if ours and address is not None:
     ray.init(address=address, log_to_driver=False, logging_level='WARNING')
@@ -179,7 +181,7 @@ def _tasks(ray, settings):
 
 
 def _actors(ray, settings):
-  size = settings.get('size', 1)
+  size = settings.get('size') or 1
   least, most = size if isinstance(size, (tuple, list)) else (size, size)
   # Half a CPU, so that two models leave room for the tasks on a machine of two.
   return _resources(settings, num_cpus=0.5) | {'compute': ray.data.ActorPoolStrategy(min_size=least, max_size=most)}

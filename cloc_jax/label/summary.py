@@ -60,6 +60,18 @@ class Summary:
     """Forgets all but the most frequent phrases."""
     self.tables['phrases'] = collections.Counter(dict(self.tables['phrases'].most_common(_PHRASES)))
 
+  def text(self) -> str:
+    """A few lines for a terminal."""
+    counts, lost = self.counts, self.counts['images'] - self.counts['written']
+    regions = counts['regions'] / max(counts['written'], 1)
+    found = 100 * counts['queries_found'] / max(counts['queries'], 1)
+    lines = [f'{counts["written"]:,} images, {counts["regions"]:,} regions ({regions:.1f} an image), '
+             f'{found:.0f} % of {counts["queries"]:,} queries found']
+    if lost or self.tables['errors']:
+      why = ', '.join(f'{stage} {count:,}' for stage, count in self.tables['errors'].most_common())
+      lines.append(f'  {lost:,} images lost ({why}), named in errors.jsonl')
+    return '\n'.join(lines)
+
   def to_json(self) -> dict:
     """As JSON can hold it."""
     table = lambda counter: {str(k): v for k, v in sorted(counter.items())}
