@@ -98,8 +98,12 @@ def finish(folder: storage.Folder, out: str, *, meta: schema.DatasetMeta, split:
           shards.append((pathlib.Path(note['name'] + SHARD), note['records']))
           num_bytes += note['bytes']
     total.trim()
-    info = schema.finish_split(scratch, name=meta.name, split=split, shards=shards, num_bytes=num_bytes,
-                               move=lambda source, final: folder.copy(source.name, target, final.name))
+
+    def move(source, final):
+      folder.copy(source.name, target, final.name)
+      if remote:
+        final.touch()  # TFDS reads the data set's name from the files beside its metadata
+    info = schema.finish_split(scratch, name=meta.name, split=split, shards=shards, num_bytes=num_bytes, move=move)
     if parquet:
       tables = storage.Folder(f'{target.path}/parquet')
       for source, _ in shards:
@@ -110,7 +114,7 @@ def finish(folder: storage.Folder, out: str, *, meta: schema.DatasetMeta, split:
     extra = {**meta.extra, 'label': versions, 'counts': label['summary']['counts']}
     schema.write_info(scratch, meta=dataclasses.replace(meta, extra=extra), infos=[info], made_by=True)
     if remote:
-      for path in sorted(scratch.iterdir(), key=lambda path: path.name == 'dataset_info.json'):
+      for path in sorted(scratch.glob('*.json*'), key=lambda path: path.name == 'dataset_info.json'):
         target.write(path.name, path.read_bytes())
       final = {os.path.basename(path) for path in info.filenames}
       for name in [name for name, _ in target.names() if SHARD + '-' in name and name not in final]:
