@@ -98,6 +98,10 @@ def ray_notes(plan: Plan, *, pools: Mapping[str, Mapping[str, Any]], address: st
                     **_tasks(ray, settings['writer']))
     for row in data.iter_rows():
       yield json.loads(row['note'])
+  except ray.exceptions.RayTaskError as error:
+    if isinstance(error.cause, Exception):  # what a stage raised, without Ray's frames around it
+      raise error.cause from error
+    raise
   finally:
     if ours:
       ray.shutdown()

@@ -241,17 +241,33 @@ def _has_words(text, phrase):
 # --- asking models
 
 
+_NOT_THERE = (ImportError, FileNotFoundError)  # weights or a library: no image's fault, and the next fares no better
+_ALIKE = 3  # images that fail one by one in the same way as all together: the stage is broken, not they
+
+
 def _ask(call: Callable[..., Sequence], *columns: Sequence) -> list:
-  """The model's answers to a chunk. Where it fails as a whole, each image is asked about alone."""
+  """The model's answers to a chunk. Where it fails as a whole, each image is asked about alone.
+
+  Raises:
+    What `call` raises, where no image is to blame.
+  """
   count = len(columns[0])
   try:
     answers = call(*columns)
+  except _NOT_THERE:
+    raise
   except Exception as error:
     if count == 1:
       return [error]
-    return [answer for row in zip(*columns) for answer in _ask(call, *([value] for value in row))]
+    answers = []
+    for row in zip(*columns):
+      answers += _ask(call, *([value] for value in row))
+      alike = [repr(answer) == repr(error) for answer in answers]
+      if len(alike) == _ALIKE and all(alike):
+        raise
+    return answers
   if len(answers) != count:
-    return [ValueError(f'expected {count} answers to {count} images, got {len(answers)}')] * count
+    raise ValueError(f'expected {count} answers to {count} images, got {len(answers)}')
   return list(answers)
 
 

@@ -1,14 +1,19 @@
 """The pages and the verbs, on runs with known figures."""
 import json
+import pathlib
 import re
 
 import pytest
 
 import html_tree
 import label_jobs
+import tiny_experiment
 from cloc_jax import cli
+from cloc_jax import cli_label
+from cloc_jax import config as config_lib
 from cloc_jax.label import engine
 from cloc_jax.label import report
+from cloc_jax.label import runners
 from cloc_jax.label import writer
 
 STAGES = [f'--{stage}={label_jobs.SCRIPTED}{name}' for stage, name in
@@ -96,34 +101,27 @@ def get_config(arg=''):
 
 
 def test_shipped_configs_build():
-  from cloc_jax import cli_label
-  from cloc_jax import config as config_lib
-  import pathlib
   folder = pathlib.Path(__file__).resolve().parents[2] / 'configs'
   found = sorted(folder.glob('vesl_*.py'))
   assert found
   for path in found:
     config = config_lib.load(str(path), sections=cli_label.SECTIONS)
-    from cloc_jax.label import runners
     for pool in config.pools:
       runners._pool(pool, config.pools)
     json.dumps(config_lib.plain(config))
 
 
-def test_training_on_the_labels(tmp_path, coco_mini, capsys):
+@pytest.mark.slow
+def test_training_on_the_labels(tmp_path, coco_mini):
   """Real photos through scripted stages, then a few steps of the trainer."""
-  photos = sorted((coco_mini / 'train2017').glob('*.jpg'))[:20]
   (tmp_path / 'in').mkdir()
-  for path in photos:
+  for path in sorted((coco_mini / 'train2017').glob('*.jpg'))[:20]:
     (tmp_path / 'in' / path.name).symlink_to(path)
   out = tmp_path / 'out'
   assert cli.main(['label', '--input', str(tmp_path / 'in'), '--out', str(out), *STAGES]) == 0
   assert len(label_jobs.records(out)) == 20
-  import pathlib
-  config = pathlib.Path(__file__).resolve().parents[2] / 'configs' / 'coco_mini.py'
-  changes = ['data.batch_size=8', 'data.image_size=28', 'data.tokenizer=train:300', 'train.total_steps=2',
-             'evals.splits=()', 'checkpoint.every_steps=2', 'optim.warmup_steps=1']
-  assert cli.main(['train', '--config', f'{config}:{out}', '--workdir', str(tmp_path / 'run'),
-                   *(f'--config.{change}' for change in changes)]) == 0
+  assert cli.main(['train', '--config', f'{tiny_experiment.CONFIG}:{out}', '--workdir', str(tmp_path / 'run'),
+                   '--config.train.total_steps=2', '--config.checkpoint.every_steps=2',
+                   '--config.optim.warmup_steps=1']) == 0
   last = json.loads((tmp_path / 'run' / 'metrics.jsonl').read_text().splitlines()[-1])
-  assert last['step'] == 2 and last['loss'] > 0
+  assert last['step'] == 2 and last['loss'] > 0 and last['regions_per_image'] > 1

@@ -124,6 +124,19 @@ def test_one_image_that_fails_does_not_take_others_with_it(tmp_path):
   assert [len(item.detections) for item in shard.items] == [1, 1]
 
 
+@pytest.mark.parametrize('error, asked', [(FileNotFoundError('no weights at X'), 1), (ValueError('no such layer'), 4)])
+def test_a_stage_that_is_broken_stops_the_run(tmp_path, error, asked):
+  shard, calls = shard_of(tmp_path, 6), []
+
+  class Broken(Scripted):
+    def caption(self, pictures):
+      calls.append(len(pictures))
+      raise error
+  with pytest.raises(type(error), match=str(error)):
+    work.Caption(Broken, chunk=6)(shard)
+  assert calls == [6, 1, 1, 1][:asked]
+
+
 @pytest.mark.parametrize('bad, message', [
     (found(0, box=(0.5, 0.1, 0.5, 0.9)), 'without area or out of the image'),
     (found(0, box=(0.5, 0.1, 1.01, 0.9)), 'without area or out of the image'),
