@@ -38,6 +38,7 @@ setup(
         'tpu': ['jax[tpu]>=0.10'],
         'cuda': ['jax[cuda13]>=0.10'],
         'hf': ['torch>=2.4', 'transformers>=4.56'],
+        'label': ['ray[data]>=2.60', 'fsspec>=2024.6', 'pyarrow>=17'],
         'parquet': ['pyarrow>=17'],
         'wandb': ['wandb>=0.19'],
     },

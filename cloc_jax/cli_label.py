@@ -18,8 +18,8 @@ def add_verbs(verbs) -> None:
   label.add_argument('--out', metavar='DIR', help='the data set to make, on a disk or in an object store')
   _add_stages(label)
   label.add_argument('--runner', choices=('local', 'ray'), default='local')
-  label.add_argument('--ray-address', metavar='ADDRESS', help="of a running cluster: 'auto', ray://HOST:10001; default: "
-                     'start one on this machine')
+  label.add_argument('--ray-address', metavar='ADDRESS', help="of a running cluster: 'auto' or ray://HOST:10001; "
+                     'default: start one on this machine')
   label.add_argument('--ray-cpus', type=int, metavar='N', help='of a cluster on this machine (default: all)')
   label.add_argument('--ray-object-store', type=float, metavar='GB', help='memory for shards on their way')
   label.add_argument('--shard-size', type=int, metavar='N', help='images a shard (default 1024)')

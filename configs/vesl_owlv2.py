@@ -1,6 +1,6 @@
-"""VESL as the paper runs it: a captioner, noun phrases, OWLv2 L/14 (ST+FT) at 448 px. `configs/vesl_owlv2.py[:CAPTIONER]`.
+"""VESL as the paper runs it: a captioner, noun phrases, OWLv2 L/14 (ST+FT) at 448 px.
 
-For `cloc label`. Any key can be changed on the command line: --config.detector.threshold=0.2.
+For `cloc label`: `configs/vesl_owlv2.py[:CAPTIONER]`. Any key can be changed on the command line: --config.detector.threshold=0.2.
 """
 import ml_collections
 

@@ -123,7 +123,8 @@ def _plain_example(record, *, index, path, text_keys):
   if not feature['image'].bytes_list.value:
     raise RecordError(f'{path}, record {index}: no encoded \'image\'; it has {sorted(feature)}')
   texts = (value.decode() for key in text_keys for value in feature[key].bytes_list.value)
-  image_id = [v.decode() for v in feature['image_id'].bytes_list.value] or map(str, feature['image_id'].int64_list.value)
+  named = feature['image_id']
+  image_id = [v.decode() for v in named.bytes_list.value] or map(str, named.int64_list.value)
   size = [next(iter(feature[key].int64_list.value), 0) for key in ('height', 'width')]
   return schema.Example(
       image=feature['image'].bytes_list.value[0], image_id=next(iter(image_id), f'{os.path.basename(path)}/{index}'),

@@ -1,4 +1,4 @@
-"""A labelling run as one HTML page: how fast, what was found, what was lost, beside the paper's figures, and pictures."""
+"""A labelling run as one HTML page: how fast, what was found, what was lost, the paper's figures, and pictures."""
 from collections.abc import Iterator, Sequence
 import dataclasses
 import html
@@ -83,7 +83,7 @@ def load(path: str | os.PathLike) -> Run:
     if note['records']:
       shards.append(folder.place(note['name'] + writer.SHARD))
   if not spans:
-    raise FileNotFoundError(f'{path}: no run of `cloc label` (no label.json there), and none under way in {folder.path}')
+    raise FileNotFoundError(f'{path}: no run of `cloc label` (no label.json there), none under way in {folder.path}')
   return Run(path, False, total, versions, writer.busy_seconds(spans), failures, shards)
 
 
@@ -170,8 +170,8 @@ def _beside_paper(run):
           for name, row in {'this run (words)': ours, **PAPER}.items()]
   return ('<section>\n<h2>Beside the paper</h2>\n'
           + table(rows, head=('data set', 'regions an image', 'length of the caption', 'of a region text'), ours=0)
-          + '<p class="soft">The paper (Table 1) counts tokens, this page words: a word of English is 1.2 to 1.5 tokens.'
-          '</p></section>')
+          + '<p class="soft">The paper (Table 1) counts tokens, this page words; an English word is 1.2 to 1.5 tokens.</p>'
+          '</section>')
 
 
 def _figures(run):
@@ -185,12 +185,11 @@ def _lost(run):
   share = lambda count, of: f'{100 * count / max(of, 1):.2f} %'
   rows = [(f'image lost: {stage}', f'{count:,}', share(count, counts['images']))
           for stage, count in errors.most_common()]
-  rows += [('image without a query', f'{counts["without_queries"]:,}', share(counts['without_queries'], counts['written'])),
-           ('image without a region', f'{counts["without_regions"]:,}', share(counts['without_regions'], counts['written'])),
-           ('image without an alt-text', f'{counts["without_alt_text"]:,}',
-            share(counts['without_alt_text'], counts['written'])),
-           ('query that found no box', f'{counts["queries"] - counts["queries_found"]:,}',
-            share(counts['queries'] - counts['queries_found'], counts['queries']))]
+  rows += [(f'image without {what}', f'{counts[name]:,}', share(counts[name], counts['written']))
+           for what, name in (('a query', 'without_queries'), ('a region', 'without_regions'),
+                              ('an alt-text', 'without_alt_text'))]
+  nothing = counts['queries'] - counts['queries_found']
+  rows.append(('query that found no box', f'{nothing:,}', share(nothing, counts['queries'])))
   listed = ''
   if run.failures:
     listed = ('<p>The first of those that were lost (all are in errors.jsonl):</p>'
@@ -203,7 +202,7 @@ def _lost(run):
 def _phrases(run):
   rows = ''.join(f'<div><span>{html.escape(text)}</span><span>{count:,}</span></div>'
                  for text, count in run.summary.tables['phrases'].most_common(_SHOWN_PHRASES))
-  from_where = ', '.join(f'{name or "unknown"} {count:,}' for name, count in run.summary.tables['sources'].most_common())
+  from_where = ', '.join(f'{name} {count:,}' for name, count in run.summary.tables['sources'].most_common())
   return (f'<section>\n<h2>Most frequent region texts</h2>\n<p class="soft">Regions by the text their phrase is from: '
           f'{html.escape(from_where or "none")}.</p><div class="columns">{rows}</div></section>')
 

@@ -97,7 +97,8 @@ def write_page(trial: Trial, *, out: str | os.PathLike) -> pathlib.Path:
     found = sorted((d.score for d in trial.detections if d.phrase == index), reverse=True)
     rows.append((query, len(found), ', '.join(f'{score:.2f}' for score in found) or '–'))
   steps = [('Caption', trial.versions['captioner'], trial.seconds['caption'], f'<p>{html.escape(trial.caption)}</p>'),
-           ('Phrases, and what the detector found for them', f'{trial.versions["phrases"]}; {trial.versions["detector"]}',
+           ('Phrases, and what the detector found for them',
+            f'{trial.versions["phrases"]}; {trial.versions["detector"]}',
             trial.seconds['phrases'] + trial.seconds['detect'],
             report.table(rows, head=('query', 'boxes', 'scores')) if rows else '<p>None.</p>')]
   alt = ''.join(f'<p class="soft">alt-text: {html.escape(text)}</p>' for text in trial.alt_texts)

@@ -106,7 +106,8 @@ def memory(pid):
 
 def table(found, cases):
   """The runs as Markdown."""
-  lines = ['| run | images/s | ' + ' | '.join(f'{stage}, ms' for stage in STAGES) + ' | outside models | driver, MiB | all, MiB |',
+  lines = ['| run | images/s | ' + ' | '.join(f'{stage}, ms' for stage in STAGES)
+           + ' | outside models | driver, MiB | all, MiB |',
            '| --- |' + ' ---: |' * (len(STAGES) + 4)]
   for name in cases:
     rounds = found[name]
@@ -155,8 +156,8 @@ def main():
             stages=stages, pools={}, ray=dict(num_cpus=args.cpus, object_store_bytes=512 * 2**20))))
         print(f'round {number + 1}: {name}: {found[name][-1]["wall"]:.1f} s', file=sys.stderr)
   import ray
-  about = {'machine': f'{args.cpus} CPUs, {platform.machine()}', 'python': platform.python_version(), 'ray': ray.__version__,
-           'images': args.images, 'shard_size': args.shard_size, 'rounds': args.rounds, 'stages': stages}
+  about = {'machine': f'{args.cpus} CPUs, {platform.machine()}', 'python': platform.python_version(),
+           'ray': ray.__version__, 'images': args.images, 'shard_size': args.shard_size, 'rounds': args.rounds, 'stages': stages}
   pathlib.Path(args.out).write_text(json.dumps({'about': about, 'runs': found}, indent=1) + '\n')
   body = table(found, cases)
   print(body)

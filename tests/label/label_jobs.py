@@ -41,4 +41,5 @@ def records(out, *, split='train'):
 
 def digests(out):
   """File name → hash of its bytes, of the record files."""
-  return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in pathlib.Path(out).glob('*.array_record*')}
+  found = pathlib.Path(out).glob('*.array_record*')
+  return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in found}

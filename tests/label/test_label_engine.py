@@ -209,7 +209,8 @@ def test_parquet_holds_what_the_records_hold(tmp_path):
   parquet = pytest.importorskip('pyarrow.parquet')
   photos = label_jobs.write_photos(tmp_path / 'in', 20)
   engine.run(label_jobs.job(photos, tmp_path / 'out', parquet=True))
-  rows = [row for path in sorted((tmp_path / 'out' / 'parquet').iterdir()) for row in parquet.read_table(path).to_pylist()]
+  tables = [parquet.read_table(path) for path in sorted((tmp_path / 'out' / 'parquet').iterdir())]
+  rows = [row for table in tables for row in table.to_pylist()]
   for row, example in zip(rows, label_jobs.records(tmp_path / 'out'), strict=True):
     assert (row['image_id'], tuple(row['captions']), tuple(row['made_by'])) == (
         example.image_id, example.captions, example.made_by)
