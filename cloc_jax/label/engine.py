@@ -94,7 +94,7 @@ def run(job: Job, *, runner: str = 'local', pools: Mapping[str, Mapping[str, Any
     TooManyErrors: naming the first ten. Complete shards stay.
     FileExistsError: `out` or an unfinished run of something else is in the way, naming what changed; or another
       process works on it.
-    FileNotFoundError, ValueError: see inputs.plan and build_stage.
+    FileNotFoundError, ValueError, TypeError: see inputs.plan and build_stage.
   """
   if runner not in ('local', 'ray'):
     raise ValueError(f"unknown runner {runner!r}; known are 'local' and 'ray'")
@@ -143,6 +143,7 @@ def build_stage(stage: str, settings: Mapping[str, Any]):
 
   Raises:
     ValueError: no spec, or one without such a module or name.
+    What its factory raises: TypeError for a setting that it does not have, FileNotFoundError for a missing folder.
   """
   settings = config_lib.plain(dict(settings))
   spec = settings.pop('spec', None)
@@ -164,10 +165,8 @@ def fingerprint(job: Job, units: Sequence[inputs.Unit]) -> dict[str, str]:
   found = {'layout': str(LAYOUT), 'input': f'{len(units)} units {hashlib.sha256(_labels(units)).hexdigest()[:16]}'}
   for name in ('name', 'split', 'shard_size', 'text_keys', 'parquet'):
     found[name] = json.dumps(getattr(job, name))
-  for stage in STAGES:
-    settings = config_lib.plain(dict(getattr(job, stage)))
-    found |= {f'{stage}.{key}': json.dumps(value) for key, value in sorted(settings.items())}
-  return found
+  # A stage's version leaves out what does not change its answers: one may go on with smaller batches.
+  return found | {stage: build_stage(stage, getattr(job, stage)).version for stage in STAGES}
 
 
 def _labels(units):

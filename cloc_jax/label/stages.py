@@ -1,9 +1,10 @@
 """What the engine asks of its three stages, and what passes between them.
 
 The stages never see files, shards or the cluster; the engine never sees a model. A stage is built once in every worker
-process and lives there, so it need not be picklable itself. What a stage returns as an Exception loses that image, and
-so does what it raises when it is asked about that image alone. ImportError and FileNotFoundError, such as weights that
-are not there, stop the run, as does the same error for every image.
+process and lives there, so it need not be picklable itself. The process that drives a run builds it too, to ask for its
+version: models are to be loaded at first use. What a stage returns as an Exception loses that image, and so does what
+it raises when it is asked about that image alone. ImportError and FileNotFoundError, such as weights that are not
+there, stop the run, as does the same error for every image.
 """
 from collections.abc import Sequence
 import dataclasses

@@ -127,13 +127,13 @@ def test_what_changed_is_named(tmp_path, counting):
   Counting.stop = ''
   changed = label_jobs.job(photos, tmp_path / 'out', captioner=counting, shard_size=9,
                            detector={'spec': label_jobs.SCRIPTED + 'Detector', 'threshold': 0.3})
-  with pytest.raises(FileExistsError, match=r'detector.threshold: absent → 0.3; .*shard_size: 8 → 9'):
+  with pytest.raises(FileExistsError, match=r'detector: .* 0.1 → .* 0.3; .*shard_size: 8 → 9'):
     engine.run(changed)
   label_jobs.write_photos(tmp_path / 'in', 25)
   with pytest.raises(FileExistsError, match=r'What changed: input: 3 units \w+ → 4 units'):
     engine.run(label_jobs.job(photos, tmp_path / 'out', captioner=counting))
   assert engine.run(changed, overwrite=True).summary.counts['written'] == 25
-  with pytest.raises(FileExistsError, match=r'labels of something else.*detector.threshold: 0.3 → absent'):
+  with pytest.raises(FileExistsError, match=r'labels of something else.*detector: .* 0.3 → .* 0.1'):
     engine.run(label_jobs.job(photos, tmp_path / 'out', captioner=counting, shard_size=9))
 
 
@@ -262,6 +262,16 @@ def test_two_processes_do_not_write_the_same(tmp_path):
     engine.run(label_jobs.job(photos, tmp_path / 'out'))
   done.set()
   process.join()
+
+
+def test_what_does_not_change_the_answers_may_change_on_the_way(tmp_path, counting):
+  photos = label_jobs.write_photos(tmp_path / 'in', 24)
+  Counting.stop = '0010.jpg'
+  with pytest.raises(KeyboardInterrupt):
+    engine.run(label_jobs.job(photos, tmp_path / 'out', captioner=counting))
+  Counting.stop = ''
+  slower = counting | {'seconds': 1e-4}
+  assert engine.run(label_jobs.job(photos, tmp_path / 'out', captioner=slower, chunk=2)).summary.counts['written'] == 24
 
 
 @pytest.mark.parametrize('settings, message', [
