@@ -44,15 +44,19 @@ class Unit:
 
 
 class Report(counts_lib.Counts):
-  """Counts that also keep, for every image that is lost, (id, reason) in `ids`."""
+  """Counts that also keep (id, reason) of every image that is not read, in `ids`."""
 
   def __init__(self):
     super().__init__()
     self.ids: list[tuple[str, str]] = []
 
   def lost_image(self, name: str, reason: str, *, path: str | os.PathLike = '', detail: str = '') -> None:
-    self.ids.append((name, f'{reason}: {detail}' if detail else reason))
-    super().lost_image(name, reason, path=path, detail=detail)
+    self.dropped('images', f'{reason}: {detail}' if detail else reason, name)
+
+  def dropped(self, what: str, reason: str, example: str, count: int = 1) -> None:
+    if what == 'images':
+      self.ids.append((example, reason))
+    super().dropped(what, reason, example, count)
 
 
 def plan(inputs: Sequence[str | os.PathLike], *, split: str = 'train', shard_size: int = 1024) -> list[Unit]:
@@ -77,7 +81,7 @@ def plan(inputs: Sequence[str | os.PathLike], *, split: str = 'train', shard_siz
 
 
 def read(unit: Unit, report: Report, *, text_keys: Sequence[str] = TEXT_KEYS) -> Iterator[schema.Example]:
-  """A unit's images with their alt-texts as captions, and no regions; those that are no images are in `report.ids`.
+  """A unit's images with their alt-texts as captions, and no regions; what is no image is in `report.ids`.
 
   Raises:
     ValueError, OSError: the unit itself is damaged or cannot be read; what was yielded before is sound.

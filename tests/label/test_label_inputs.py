@@ -64,7 +64,7 @@ def test_archives_are_cut_into_shards_without_being_counted_first(tmp_path):
   assert read_all(units) == [
       (0, 0, False, ['00000/0', '00000/1'], []), (0, 1, False, ['00000/2', '00000/3'], []),
       (0, 2, True, ['00000/4'], []),
-      (1, 0, True, ['00001/0'], [('00001/1', 'read')])]
+      (1, 0, True, ['00001/0'], [('00001/1', 'read'), ('00001/2', 'read')])]
   assert read_all(units[:1], done=frozenset({0, 2})) == [(0, 1, False, ['00000/2', '00000/3'], [])]
   assert texts(units)['00000/3'] == ('text', 'other')
   # A number of images that the shards divide: the last full one knows that it is the last.
