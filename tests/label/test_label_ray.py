@@ -33,25 +33,34 @@ def expected_fixture(photos, tmp_path_factory):
   return label_jobs.digests(out)
 
 
-def start(photos, out, pids, *, seconds):
-  """A run on Ray in a process of its own, whose captioner takes so many seconds an image."""
-  pids.mkdir(exist_ok=True)
-  code = f'''
+@pytest.fixture(name='start')
+def start_fixture():
+  """A function that starts a run on Ray in a process of its own; what still runs at the end of the test is killed."""
+  processes = []
+
+  def start(photos, out, pids, *, seconds):
+    """seconds: that the captioner takes for an image."""
+    pids.mkdir(exist_ok=True)
+    script = pids / 'driver.py'
+    script.write_text(f'''
 import label_jobs
 from cloc_jax.label import engine
 if __name__ == '__main__':
   engine.run(label_jobs.job({str(photos)!r}, {str(out)!r}, shard_size=10, captioner=dict(
       spec='python:slow_stages:Captioner', pids={str(pids)!r}, seconds={seconds})), runner='ray', ray_options={RAY!r})
-'''
-  script = pids / 'driver.py'
-  script.write_text(code)
-  paths = [str(HERE), str(HERE.parents[1]), os.environ.get('PYTHONPATH', '')]
-  log = open(pids / 'log', 'a')
-  return subprocess.Popen([sys.executable, str(script)], env=os.environ | {'PYTHONPATH': os.pathsep.join(paths)},
-                          stdout=log, stderr=log)
+''')
+    paths = [str(HERE), str(HERE.parents[1]), os.environ.get('PYTHONPATH', '')]
+    with open(pids / 'log', 'a') as log:
+      processes.append(subprocess.Popen([sys.executable, str(script)], stdout=log, stderr=log,
+                                        env=os.environ | {'PYTHONPATH': os.pathsep.join(paths)}))
+    return processes[-1]
+  yield start
+  for process in processes:
+    process.kill()
+    process.wait()
 
 
-def wait_for(condition, *, process, pids, seconds=120):
+def wait_for(condition, *, process, pids, seconds=300):
   until = time.monotonic() + seconds
   while not condition():
     assert process.poll() is None, (pids / 'log').read_text()[-3000:]
@@ -91,7 +100,7 @@ def test_the_records_are_those_of_one_process(photos, expected, tmp_path):
   check(tmp_path / 'out', expected)
 
 
-def test_a_killed_worker_costs_nothing_but_time(photos, expected, tmp_path):
+def test_a_killed_worker_costs_nothing_but_time(photos, expected, tmp_path, start):
   out, pids = tmp_path / 'out', tmp_path / 'pids'
   process = start(photos, out, pids, seconds=0.1)
   wait_for(lambda: workers(pids), process=process, pids=pids)
@@ -99,11 +108,11 @@ def test_a_killed_worker_costs_nothing_but_time(photos, expected, tmp_path):
   first, = workers(pids)
   os.kill(first, signal.SIGKILL)
   wait_for(lambda: len(workers(pids)) == 2, process=process, pids=pids)
-  assert process.wait(180) == 0, (pids / 'log').read_text()[-3000:]
+  assert process.wait(300) == 0, (pids / 'log').read_text()[-3000:]
   check(out, expected)
 
 
-def test_a_killed_driver_goes_on_where_it_stopped(photos, expected, tmp_path):
+def test_a_killed_driver_goes_on_where_it_stopped(photos, expected, tmp_path, start):
   out, pids = tmp_path / 'out', tmp_path / 'pids'
   process = start(photos, out, pids, seconds=0.1)
   wait_for(lambda: len(notes(out)) >= 4, process=process, pids=pids)
@@ -119,7 +128,7 @@ def test_a_killed_driver_goes_on_where_it_stopped(photos, expected, tmp_path):
   process = start(photos, out, pids, seconds=0.1)
   wait_for(lambda: len(notes(out)) > len(done), process=process, pids=pids)
   assert all(path.stat().st_mtime_ns == when for path, when in done.items())  # none of them is done twice
-  assert process.wait(180) == 0, (pids / 'log').read_text()[-3000:]
+  assert process.wait(300) == 0, (pids / 'log').read_text()[-3000:]
   check(out, expected)
 
 
