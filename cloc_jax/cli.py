@@ -6,7 +6,7 @@ import pathlib
 import sys
 import time
 
-from cloc_jax import cli_data, cli_eval, cli_hosts
+from cloc_jax import cli_data, cli_eval, cli_hosts, cli_label
 
 # Errors that the user can mend: shown as one line, without a traceback (--debug shows it).
 _USER_ERRORS = (ValueError, TypeError, KeyError, FileNotFoundError, FileExistsError, PermissionError,
@@ -19,8 +19,8 @@ def main(argv=None) -> int:
   from cloc_jax import config as config_lib
   assignments, others = config_lib.split_overrides(argv)
   args = _parser().parse_args(others)
-  if assignments and args.verb not in ('train', 'plan') and getattr(args, 'data_verb', '') != 'mix':
-    _parser().error('--config.KEY=VALUE belongs to `cloc train`, `cloc plan` and `cloc data mix`')
+  if assignments and args.verb not in ('train', 'plan', 'label') and getattr(args, 'data_verb', '') != 'mix':
+    _parser().error('--config.KEY=VALUE belongs to `cloc train`, `cloc plan`, `cloc label` and `cloc data mix`')
   args.assignments = assignments
   logging.basicConfig(level=logging.DEBUG if args.debug else logging.WARNING, format='%(levelname)s %(message)s')
   # Orbax reports every save at a level that drowns what a person wants to read.
@@ -82,6 +82,7 @@ def _parser() -> argparse.ArgumentParser:
 
   cli_eval.add_verbs(verbs)
   cli_data.add_verbs(verbs)
+  cli_label.add_verbs(verbs)
   return parser
 
 

@@ -22,8 +22,10 @@ def nearest(name: str, options) -> str:
   return f' Did you mean {found[0]!r}?' if found else ''
 
 
-def load(spec: str) -> ml_collections.ConfigDict:
+def load(spec: str, *, sections: Sequence[str] = SECTIONS) -> ml_collections.ConfigDict:
   """Reads 'configs/NAME.py' or 'configs/NAME.py:ARG'; ARG is handed to the file's get_config.
+
+  `sections` are those that it must have; an experiment's, unless another verb has configs of its own.
 
   Raises:
     FileNotFoundError: naming the nearest file of the folder.
@@ -42,7 +44,7 @@ def load(spec: str) -> ml_collections.ConfigDict:
     if not hasattr(module, 'get_config'):
       raise ValueError(f'{path}: expected a function get_config(arg), found none')
     config = module.get_config(arg) if arg else module.get_config()
-  check_sections(config, where=path)
+  check_sections(config, where=path, sections=sections)
   return config
 
 
@@ -60,12 +62,12 @@ def _importable(folder):
         del sys.modules[name]
 
 
-def check_sections(config: Mapping[str, Any], *, where: str) -> None:
+def check_sections(config: Mapping[str, Any], *, where: str, sections: Sequence[str] = SECTIONS) -> None:
   """Raises ValueError when a section is missing or unknown."""
   for name in config:
-    if name not in SECTIONS:
-      raise ValueError(f'{where}: unknown section {name!r}.{nearest(name, SECTIONS)} Sections: {SECTIONS}')
-  missing = [name for name in SECTIONS if name not in config]
+    if name not in sections:
+      raise ValueError(f'{where}: unknown section {name!r}.{nearest(name, sections)} Sections: {sections}')
+  missing = [name for name in sections if name not in config]
   if missing:
     raise ValueError(f'{where}: missing sections {missing}')
 

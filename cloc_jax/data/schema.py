@@ -59,6 +59,8 @@ class Example:
   height, width: of the decoded, upright image, pixels.
   captions: of the whole image; training draws one at random.
   regions: may be empty.
+  made_by: the programs that wrote captions and regions, with their settings, one text each; empty for people's work.
+    Stored only in data sets that were written with it (see write_info).
   """
   image: bytes
   image_id: str
@@ -66,6 +68,7 @@ class Example:
   width: int
   captions: tuple[str, ...]
   regions: Sequence[Region] = ()
+  made_by: tuple[str, ...] = ()
 
 
 class Regions(Sequence):
@@ -135,8 +138,8 @@ class DatasetMeta:
   splits: dict[str, int] = dataclasses.field(default_factory=dict)
 
 
-def features() -> tfds.features.FeaturesDict:
-  """The TFDS features of a data set; reading them needs no code of this project."""
+def features(*, made_by: bool = False) -> tfds.features.FeaturesDict:
+  """The TFDS features of a data set; reading them needs no code of this project. See Example for `made_by`."""
   f = tfds.features
   return f.FeaturesDict({
       'image': f.Image(shape=(None, None, 3), doc='encoded image file'),
@@ -151,7 +154,7 @@ def features() -> tfds.features.FeaturesDict:
           'score': f.Scalar(np.float32),
           'source': f.Text(),
       }),
-  })
+  } | ({'made_by': f.Sequence(f.Text())} if made_by else {}))
 
 
 def encode(example: Example) -> bytes:
@@ -174,6 +177,8 @@ def encode(example: Example) -> bytes:
   feature['regions/category'].bytes_list.value.extend(r.category.encode() for r in regions)
   feature['regions/score'].float_list.value.extend(r.score for r in regions)
   feature['regions/source'].bytes_list.value.extend(r.source.encode() for r in regions)
+  if example.made_by:
+    feature['made_by'].bytes_list.value.extend(text.encode() for text in example.made_by)
   # Touching an empty list does not set it; TFDS's reader wants every feature present.
   for name in ('captions', 'regions/caption', 'regions/category', 'regions/source'):
     feature[name].bytes_list.SetInParent()
@@ -208,7 +213,8 @@ def decode(record: bytes, *, where: str) -> Example:
       height=feature['height'].int64_list.value[0],
       width=feature['width'].int64_list.value[0],
       captions=tuple(map(bytes.decode, feature['captions'].bytes_list.value)),
-      regions=regions)
+      regions=regions,
+      made_by=tuple(map(bytes.decode, feature['made_by'].bytes_list.value)))
 
 
 def check_example(example: Example) -> None:
@@ -227,8 +233,10 @@ def check_example(example: Example) -> None:
     value = getattr(example, name)
     if not isinstance(value, (int, np.integer)) or value < 1:
       raise ValueError(f'{where}: {name} must be a positive whole number of pixels, got {value!r}')
-  if isinstance(example.captions, str) or not all(isinstance(c, str) for c in example.captions):
-    raise TypeError(f'{where}: captions must be a tuple of strings, got {example.captions!r}')
+  for name in ('captions', 'made_by'):
+    texts = getattr(example, name)
+    if isinstance(texts, str) or not all(isinstance(text, str) for text in texts):
+      raise TypeError(f'{where}: {name} must be a tuple of strings, got {texts!r}')
   for i, region in enumerate(example.regions):
     if not isinstance(region, Region):
       raise TypeError(f'{where}, region {i}: expected a Region, got {type(region).__name__}')
@@ -387,10 +395,12 @@ def shard_writer(path: str | os.PathLike) -> array_record_module.ArrayRecordWrit
 
 
 def finish_split(root: pathlib.Path, *, name: str, split: str, shards: Sequence[tuple[pathlib.Path, int]],
-                 num_bytes: int) -> tfds.core.SplitInfo:
+                 num_bytes: int, move: Callable[[pathlib.Path, pathlib.Path], Any] = pathlib.Path.rename,
+                 ) -> tfds.core.SplitInfo:
   """Gives a split's whole shards, [(file, records)] in order, their final names in `root`.
 
-  The names carry the number of shards, which is known only when all are written.
+  The names carry the number of shards, which is known only when all are written. `move` takes a shard's file and its
+  final path; shards in an object store, for one, are not renamed as files are.
 
   Raises:
     ValueError: if there are no shards.
@@ -400,17 +410,18 @@ def finish_split(root: pathlib.Path, *, name: str, split: str, shards: Sequence[
   template = tfds.core.ShardedFileTemplate(
       data_dir=root, dataset_name=name, split=split, filetype_suffix='array_record')
   for index, (path, _) in enumerate(shards):
-    path.rename(template.sharded_filepath(shard_index=index, num_shards=len(shards)))
+    move(path, pathlib.Path(template.sharded_filepath(shard_index=index, num_shards=len(shards))))
   return tfds.core.SplitInfo(name=split, shard_lengths=[length for _, length in shards], num_bytes=num_bytes,
                              filename_template=template)
 
 
-def write_info(root: pathlib.Path, *, meta: DatasetMeta, infos: Sequence[tfds.core.SplitInfo]) -> None:
-  """Writes what makes a folder of named shards a data set."""
+def write_info(root: pathlib.Path, *, meta: DatasetMeta, infos: Sequence[tfds.core.SplitInfo],
+               made_by: bool = False) -> None:
+  """Writes what makes a folder of named shards a data set; `made_by` says that every record has that field."""
   extra = {'format': FORMAT, 'categories': list(meta.categories),
            'unseen_categories': list(meta.unseen_categories), 'extra': meta.extra}
   tfds.folder_dataset.write_metadata(
-      data_dir=root, features=features(), split_infos=infos, version=VERSION, check_data=False,
+      data_dir=root, features=features(made_by=made_by), split_infos=infos, version=VERSION, check_data=False,
       description=meta.description, disable_shuffling=True, metadata=tfds.core.MetadataDict({_META_KEY: extra}))
 
 

@@ -175,7 +175,7 @@ def write_page(stats: Stats, *, out: str | os.PathLike) -> None:
              'categories': len(set(found.categories) - {''}), 'MB of images': round(found.image_bytes / 2**20)}
     if found.corrupt_records:
       facts['corrupt records'] = found.corrupt_records
-    figures = [_chart(meaning, found.histograms[name]) for name, meaning in MEASURES.items() if found.histograms[name]]
+    figures = [chart(meaning, found.histograms[name]) for name, meaning in MEASURES.items() if found.histograms[name]]
     body.append(f'<section>\n<h2>{html.escape(split)}</h2>\n{page.facts(facts)}\n<div class="charts">'
                 + '\n'.join(figures) + f'</div>\n{_categories(found)}</section>')
   out = pathlib.Path(out)
@@ -184,7 +184,7 @@ def write_page(stats: Stats, *, out: str | os.PathLike) -> None:
                  encoding='utf-8')
 
 
-def _chart(title, histogram):
+def chart(title: str, histogram: Mapping[int, int]) -> str:
   """Shares by value. Wide ranges are counted in equal steps, so that a curve does not jump between neighbours."""
   low, high = min(histogram), max(histogram)
   step = max(1, -(-(high - low + 1) // 50))

@@ -55,7 +55,7 @@ def test_json_and_page(write, tmp_path):
 
 @pytest.mark.parametrize('values', [{5: 3}, {0: 1, 1: 2}, {1: 4, 100_000: 1}, {i: i + 1 for i in range(300)}])
 def test_any_histogram_can_be_drawn(values):
-  html_tree.parse(stats._chart('t', values))
+  html_tree.parse(stats.chart('t', values))
 
 
 @pytest.mark.slow
