@@ -27,8 +27,9 @@ def randomize(model, *, seed=0, scale=0.3):
   """Normal weights large enough that a missing norm or a swapped input shows."""
   generator = torch.Generator().manual_seed(seed)
   with torch.no_grad():
-    for p in model.parameters():
-      p.copy_(scale * torch.randn(p.shape, generator=generator))
+    for name, p in model.named_parameters():
+      gain = 'norm' in name.lower() and name.endswith('weight')  # around 1, or all patches would look alike
+      p.copy_(gain + scale * torch.randn(p.shape, generator=generator))
   return model.eval()
 
 
@@ -60,12 +61,12 @@ def _owl(folder, name, *, image_size, patch, seed):
   return folder
 
 
-def owlv2(folder, *, image_size=64, patch=8, seed=0):
+def owlv2(folder, *, image_size=64, patch=8, seed=2):
   """OWLv2 of two layers for images of 64 pixels."""
   return _owl(folder, 'owlv2', image_size=image_size, patch=patch, seed=seed)
 
 
-def owlvit(folder, *, image_size=64, patch=8, seed=0):
+def owlvit(folder, *, image_size=64, patch=8, seed=2):
   """OWL-ViT of two layers for images of 64 pixels."""
   return _owl(folder, 'owlvit', image_size=image_size, patch=patch, seed=seed)
 

@@ -60,7 +60,13 @@ class BatchedDetector:
     if self.model is None:
       self.load()
     results: list[Any] = [[] for _ in pictures]
-    asked = [i for i, phrases in enumerate(queries) if phrases]
+    asked = []
+    for i, (picture, phrases) in enumerate(zip(pictures, queries)):
+      image = picture.image
+      if image.dtype != np.uint8 or image.ndim != 3 or image.shape[-1] != 3 or not image.size:
+        results[i] = ValueError(f'{picture.image_id}: expected (H, W, 3) uint8 pixels, got {image.shape} {image.dtype}')
+      elif phrases:
+        asked.append(i)
     # No half characters: tokenizers refuse them, and with them a whole batch.
     texts = {i: [self.template.replace('{}', q.encode('utf-8', 'replace').decode()) for q in queries[i]] for i in asked}
     encoded = self.encode_texts(texts)
@@ -120,5 +126,5 @@ class BatchedDetector:
     raise NotImplementedError
 
   def __getstate__(self):
-    # A model is loaded where it is used.
-    return self.__dict__ | {'model': None}
+    # A model is loaded where it is used. What `load` sets beside it is private.
+    return {key: value for key, value in self.__dict__.items() if not key.startswith('_')} | {'model': None}
