@@ -9,7 +9,7 @@ import numpy as np
 from cloc_jax.label import checkpoints, detections, stages
 
 
-class BatchedDetector:
+class BatchedDetector(checkpoints.Lazy):
   """Base of the detectors. A subclass says how images and texts reach its model: see the methods at the end.
 
   Args:
@@ -40,7 +40,6 @@ class BatchedDetector:
     self.name, self.kind, self.revision = name, kind, revision
     self.threshold, self.nms, self.batch_size, self.threads = threshold, nms, batch_size, threads
     self.device, self.dtype, self.template = device, dtype, template
-    self.model = None
     self.version = checkpoints.version(
         f'{kind}:{checkpoints.identify(name, revision=revision)}', **(settings or {}), threshold=threshold, nms=nms,
         dtype=dtype, template=None if template == '{}' else template)
@@ -57,8 +56,7 @@ class BatchedDetector:
     """
     if len(pictures) != len(queries):
       raise ValueError(f'detect: expected queries for each of {len(pictures)} pictures, got {len(queries)} lists')
-    if self.model is None:
-      self.load()
+    self.open()
     results: list[Any] = [[] for _ in pictures]
     asked = []
     for i, (picture, phrases) in enumerate(zip(pictures, queries)):
@@ -105,10 +103,6 @@ class BatchedDetector:
                           threshold=self.threshold, nms=self.nms)
         for (i, _, extent), raw in zip(jobs, predicted)]
 
-  def load(self) -> None:
-    """Sets self.model, and what else the model needs."""
-    raise NotImplementedError
-
   def prepared_shape(self, height: int, width: int) -> tuple[int, int]:
     """Shape of a prepared image; only images of one shape share a batch, so none is padded for another's sake."""
     raise NotImplementedError
@@ -124,7 +118,3 @@ class BatchedDetector:
   def forward(self, canvases: np.ndarray, numbers: list[int], encoded: Any) -> list[tuple[np.ndarray, ...]]:
     """A picture's boxes (n, 4) as fractions of the canvas, centre and size; scores (n,); index of the best text (n,)."""
     raise NotImplementedError
-
-  def __getstate__(self):
-    # A model is loaded where it is used. What `load` sets beside it is private.
-    return {key: value for key, value in self.__dict__.items() if not key.startswith('_')} | {'model': None}

@@ -9,6 +9,33 @@ from typing import Any
 _EDGE = 1 << 16  # bytes read at either end of a file for its fingerprint
 
 
+class Lazy:
+  """A stage with a model that is loaded at first use, in the process that uses it.
+
+  A subclass's `load` sets `model`; what else it sets is private (one underscore). Pickles hold neither.
+  """
+  model: Any = None
+  _failure: Exception | None = None
+
+  def open(self) -> None:
+    """Loads the model if need be. A failure is not tried again: a hub that cannot be reached takes half a minute."""
+    if self._failure is not None:
+      raise self._failure
+    if self.model is None:
+      try:
+        self.load()
+      except Exception as error:
+        self._failure = error
+        raise
+
+  def load(self) -> None:
+    """Sets self.model, and what else is needed beside it."""
+    raise NotImplementedError
+
+  def __getstate__(self):
+    return {key: value for key, value in self.__dict__.items() if key != 'model' and not key.startswith('_')}
+
+
 def version(name: str, **settings) -> str:
   """A stage's version: `name`, then its settings; texts of more than one word as a hash."""
   shown = []

@@ -15,17 +15,17 @@ class GroundingDino(batches.BatchedDetector):
   all are kept. Images share a batch only where they are resized to the same shape, so that none is padded.
 
   Args:
-    size: of the short side, pixels, and longest: limit for the long side; None is the checkpoint's own.
+    image_size: of the short side, pixels, and longest: limit for the long side; None is the checkpoint's own.
     dtype: float32 by default; the deformable attention is sensitive.
   """
 
-  def __init__(self, name: str, *, kind: str = 'grounding-dino', size: int | None = None, longest: int | None = None,
+  def __init__(self, name: str, *, kind: str = 'grounding-dino', image_size: int | None = None, longest: int | None = None,
                dtype: str | None = 'float32', **config):
-    for key, value in dict(size=size, longest=longest).items():
+    for key, value in dict(image_size=image_size, longest=longest).items():
       if value is not None and value < 1:
         raise ValueError(f'detector: {key}: expected at least 1 pixel, got {value}')
-    super().__init__(name, kind=kind, settings=dict(size=size, longest=longest), dtype=dtype, **config)
-    self.size, self.longest = size, longest
+    super().__init__(name, kind=kind, settings=dict(image_size=image_size, longest=longest), dtype=dtype, **config)
+    self.image_size, self.longest = image_size, longest
 
   def load(self) -> None:
     """Loads the model and the tokenizer."""
@@ -35,7 +35,7 @@ class GroundingDino(batches.BatchedDetector):
       raise ValueError(f'{self.name}: expected a model of type {self.kind!r}, got {config.model_type!r}')
     self._device, self._dtype = checkpoints.device_and_dtype(self.device, self.dtype)
     processor = checkpoints.load('AutoImageProcessor', self.name, revision=self.revision)
-    self._short = self.size or processor.size['shortest_edge']
+    self._short = self.image_size or processor.size['shortest_edge']
     self._long = self.longest or processor.size['longest_edge']
     self._tokenizer = checkpoints.load('AutoTokenizer', self.name, revision=self.revision)
     self._max_tokens = config.max_text_len
@@ -45,7 +45,7 @@ class GroundingDino(batches.BatchedDetector):
     self.model = model.to(self._device, self._dtype)
 
   def prepared_shape(self, height: int, width: int) -> tuple[int, int]:
-    """The short side is resized to `size`, or less where the long one would pass its limit; rounded as DETR does."""
+    """The short side is resized to `image_size`, or less where the long one would pass its limit; rounded as DETR does."""
     low, high = sorted((height, width))
     short, exact = self._short, float(self._short)
     if high / low * short > self._long:

@@ -18,15 +18,15 @@ class Owl(batches.BatchedDetector):
   """OWLv2 or OWL-ViT; see BatchedDetector for the other settings.
 
   Args:
-    size: side of the canvas, pixels; the paper labelled at 448. A checkpoint trained at another size has its position
+    image_size: side of the canvas, pixels; the paper labelled at 448. A checkpoint trained at another size has its position
       embeddings interpolated. None is the checkpoint's own.
   """
 
-  def __init__(self, name: str, *, kind: str = 'owlv2', size: int | None = 448, **config):
-    if size is not None and size < 1:
-      raise ValueError(f'detector: size: expected at least 1 pixel, got {size}')
-    super().__init__(name, kind=kind, settings=dict(size=size), **config)
-    self.size = size
+  def __init__(self, name: str, *, kind: str = 'owlv2', image_size: int | None = 448, **config):
+    if image_size is not None and image_size < 1:
+      raise ValueError(f'detector: image_size: expected at least 1 pixel, got {image_size}')
+    super().__init__(name, kind=kind, settings=dict(image_size=image_size), **config)
+    self.image_size = image_size
 
   def load(self) -> None:
     """Loads the model; the tower in the asked dtype, the heads in float32."""
@@ -35,9 +35,9 @@ class Owl(batches.BatchedDetector):
     if config.model_type != self.kind:
       raise ValueError(f'{self.name}: expected a model of type {self.kind!r}, got {config.model_type!r}')
     patch, native = config.vision_config.patch_size, config.vision_config.image_size
-    size = self.size or native
+    size = self.image_size or native
     if size % patch:
-      raise ValueError(f'{self.name}: size: expected a multiple of the patch size {patch}, got {size}; '
+      raise ValueError(f'{self.name}: image_size: expected a multiple of the patch size {patch}, got {size}; '
                        f'{size - size % patch} and {size + patch - size % patch} are the nearest')
     self._device, dtype = checkpoints.device_and_dtype(self.device, self.dtype)
     model = checkpoints.load('AutoModelForZeroShotObjectDetection', self.name, revision=self.revision)

@@ -45,7 +45,7 @@ def test_owl_is_transformers_forward_with_zeroed_rows_for_padding(kind, pad, siz
   """Ragged queries in one batch, at the checkpoint's size (64) and a larger one, where positions are interpolated."""
   folder = getattr(tiny_models, kind)(tmp_path)
   images = pictures((size, size), (size // 2, size), (size, size // 2))
-  detector = detectors.make(f'{kind}:{folder}', size=size, threshold=0.3)
+  detector = detectors.make(f'{kind}:{folder}', image_size=size, threshold=0.3)
   got = detector.detect(images, QUERIES)
 
   canvases = np.full((3, size, size, 3), pad, np.float64)
@@ -89,7 +89,7 @@ def test_padding_would_win_boxes_if_it_were_a_text(owlv2):
     return bool((out.logits.argmax(-1) > 0).any())
 
   weak = next(text for text in tiny_models.WORDS if blank_wins(text))  # the trap is there
-  detector = detectors.make(f'owlv2:{owlv2}', size=64, threshold=0.0)
+  detector = detectors.make(f'owlv2:{owlv2}', image_size=64, threshold=0.0)
   alone, = detector.detect(images, [[weak]])
   together = detector.detect(images * 2, [[weak], QUERIES[2]])
   assert {d.phrase for d in together[0]} == {0}
@@ -99,7 +99,7 @@ def test_padding_would_win_boxes_if_it_were_a_text(owlv2):
 def test_no_queries_no_detections_and_batches_change_nothing(owlv2):
   images = pictures(*[(40 + 8 * i, 64) for i in range(5)])
   queries = [*QUERIES, [], ['cat']]
-  results = [detectors.make(f'hf:{owlv2}', size=64, batch_size=n).detect(images, queries) for n in (1, 2, 8)]
+  results = [detectors.make(f'hf:{owlv2}', image_size=64, batch_size=n).detect(images, queries) for n in (1, 2, 8)]
   assert results[0][3] == [] and all(len(r) for i, r in enumerate(results[0]) if i != 3)
   for other in results[1:]:
     for a, b in zip(other, results[0]):
@@ -107,7 +107,7 @@ def test_no_queries_no_detections_and_batches_change_nothing(owlv2):
 
 
 def test_a_text_is_encoded_once_whatever_the_number_of_images(owlv2):
-  detector = detectors.make(f'owlv2:{owlv2}', size=64)
+  detector = detectors.make(f'owlv2:{owlv2}', image_size=64)
   detector.load()
   seen, tokenizer = [], detector._tokenizer
   detector._tokenizer = lambda texts, **options: (seen.extend(texts), tokenizer(texts, **options))[1]
@@ -121,7 +121,7 @@ def test_a_painted_box_comes_back_to_the_pixel(owlv2, height, width):
   left, top, right, bottom = [round(f * n / 2) * 2 for f, n in zip((0.25, 0.375, 0.75, 0.875), (width, height) * 2)]
   image = np.full((height, width, 3), 60, np.uint8)
   image[top:bottom, left:right] = 255
-  detector = detectors.make(f'owlv2:{owlv2}', size=64)
+  detector = detectors.make(f'owlv2:{owlv2}', image_size=64)
   detector.load()
 
   def find(canvases, numbers, encoded):
@@ -191,7 +191,7 @@ def test_nms_is_the_greedy_loop():
 def test_one_bad_image_fails_alone(owlv2):
   images = pictures((64, 64), (64, 64), (64, 64))
   images[1] = stages.Picture('bad', images[1].image / 255)
-  detector = detectors.make(f'owlv2:{owlv2}', size=64)
+  detector = detectors.make(f'owlv2:{owlv2}', image_size=64)
   got = detector.detect(images, [['cat']] * 3)
   assert isinstance(got[1], ValueError) and 'bad: expected (H, W, 3) uint8' in str(got[1])
   same(got[0], detector.detect(images[:1], [['cat']])[0])
@@ -211,8 +211,8 @@ def test_one_bad_image_fails_alone(owlv2):
 
 def test_heads_stay_in_float32_under_bfloat16(owlv2):
   images = pictures((64, 64))
-  exact, = detectors.make(f'owlv2:{owlv2}', size=64, threshold=0).detect(images, [['cat']])
-  got, = detectors.make(f'owlv2:{owlv2}', size=64, threshold=0, dtype='bfloat16').detect(images, [['cat']])
+  exact, = detectors.make(f'owlv2:{owlv2}', image_size=64, threshold=0).detect(images, [['cat']])
+  got, = detectors.make(f'owlv2:{owlv2}', image_size=64, threshold=0, dtype='bfloat16').detect(images, [['cat']])
   sides = torch.tensor([d.score for d in got])
   assert (sides != sides.bfloat16().float()).float().mean() > 0.9, 'not rounded to eight bits'
   assert abs(len(got) - len(exact)) <= 3
@@ -223,7 +223,7 @@ def test_own_preprocessing_stays_close_to_the_processors_and_needs_no_torchvisio
   from cloc_jax.data import transforms
   assert 'torchvision' not in sys.modules
   processor = transformers.AutoImageProcessor.from_pretrained(owlv2)
-  detector = detectors.make(f'owlv2:{owlv2}', size=448)
+  detector = detectors.make(f'owlv2:{owlv2}', image_size=448)
   path = sorted(coco_mini.glob('val2017/*.jpg'))[0]
   image = transforms.decode(path.read_bytes(), where=path.name)
   detector._size = 448
@@ -305,12 +305,12 @@ def test_version_names_weights_and_settings(owlv2, tmp_path):
   (copy / 'model.safetensors').write_bytes(weights)
   others = [detectors.make(f'owlv2:{copy}').version, *(
       detectors.make(f'owlv2:{owlv2}', **config).version for config in
-      (dict(threshold=0.2), dict(size=64), dict(nms=0.5), dict(template='a photo of a {}')))]
+      (dict(threshold=0.2), dict(image_size=64), dict(nms=0.5), dict(template='a photo of a {}')))]
   assert len({plain.version, *others}) == 6
 
 
 def test_a_detector_travels_without_its_model(owlv2):
-  detector = detectors.make(f'owlv2:{owlv2}', size=64)
+  detector = detectors.make(f'owlv2:{owlv2}', image_size=64)
   images = pictures((64, 64))
   want = pickle.loads(pickle.dumps(detector)).detect(images, [['cat']])
   detector.load()
@@ -333,7 +333,7 @@ def test_errors_say_what_to_do(owlv2, dino, tmp_path, monkeypatch):
   with pytest.raises(ValueError, match="expected a model of type 'owlv2', got 'grounding-dino'"):
     detectors.make(f'owlv2:{dino}').detect([], [])
   with pytest.raises(ValueError, match='multiple of the patch size 8, got 100; 96 and 104'):
-    detectors.make(f'owlv2:{owlv2}', size=100).detect([], [])
+    detectors.make(f'owlv2:{owlv2}', image_size=100).detect([], [])
   import huggingface_hub
   monkeypatch.setattr(huggingface_hub.constants, 'HF_HUB_OFFLINE', True)
   with pytest.raises(FileNotFoundError, match='google/no-such-owl.*hf download'):
