@@ -1,6 +1,7 @@
 """What the detectors share: batches, images prepared while the model works, and one image's error kept to that image."""
 import concurrent.futures
 import itertools
+import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -37,6 +38,7 @@ class BatchedDetector(checkpoints.Lazy):
         raise ValueError(f'detector: {key}: expected at least 1, got {value}')
     if template.count('{}') != 1:
       raise ValueError(f"detector: template: expected one '{{}}' for the phrase, got {template!r}")
+    name = os.path.expanduser(name)
     self.name, self.kind, self.revision = name, kind, revision
     self.threshold, self.nms, self.batch_size, self.threads = threshold, nms, batch_size, threads
     self.device, self.dtype, self.template = device, dtype, template

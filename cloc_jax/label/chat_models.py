@@ -1,5 +1,6 @@
 """Chat models of Hugging Face in this process: image-text-to-text ones (LLaVA, Qwen-VL, Gemma, …) and plain LLMs."""
 from collections.abc import Sequence
+import os
 
 import numpy as np
 import PIL.Image
@@ -33,6 +34,7 @@ class ChatModel(checkpoints.Lazy):
       raise ValueError(f'captioner: temperature: expected 0 or more, got {temperature}')
     if template is not None and '{prompt}' not in template:
       raise ValueError(f'captioner: template: expected a text with {{prompt}}, got {template!r}')
+    name = os.path.expanduser(name)
     self.name, self.images, self.revision = name, images, revision
     self.max_new_tokens, self.batch_size, self.max_side = max_new_tokens, batch_size, max_side
     self.temperature, self.seed, self.template = temperature, seed, template
@@ -78,14 +80,17 @@ class ChatModel(checkpoints.Lazy):
   def _answer(self, jobs):
     import torch
     texts = [self._chat(text) for text, _ in jobs]
-    # The template has written the marks of the beginning already, where it has any.
-    special = dict(add_special_tokens=self.template is not None)
     if self.images:
+      # Some chat templates write the mark of the beginning (Gemma's), some leave it to the tokenizer (LLaVA's).
+      begin = self._tokenizer.bos_token
+      begun = begin is not None and texts[0].startswith(begin)
       # A list an image: processors differ in whether a flat list is one prompt's images or one image a prompt.
       inputs = self._processor(images=[[self._shrunk(image)] for _, image in jobs], text=texts, padding=True,
-                               return_tensors='pt', **special)
+                               return_tensors='pt', add_special_tokens=not begun)
     else:
-      inputs = self._processor(texts, padding=True, return_tensors='pt', return_token_type_ids=False, **special)
+      # Of language models, the chat template writes all marks.
+      inputs = self._processor(texts, padding=True, return_tensors='pt', return_token_type_ids=False,
+                               add_special_tokens=self.template is not None)
     inputs = {key: value.to(self._device, self._dtype if value.is_floating_point() else value.dtype)
               if isinstance(value, torch.Tensor) else value for key, value in inputs.items()}
     sampling = dict(do_sample=False)

@@ -63,13 +63,11 @@ class ChatServer:
       raise ValueError(f"captioner: expected 'openai:http://HOST:PORT/v1#MODEL', got 'openai:{address}'")
     if parts.username or parts.password:
       raise ValueError(f'captioner: a key belongs into the environment ({api_key_env}), not into the address')
-    for key, value in dict(max_new_tokens=max_new_tokens, concurrency=concurrency, attempts=attempts,
-                           max_side=max_side).items():
-      if value < 1:
-        raise ValueError(f'captioner: {key}: expected at least 1, got {value}')
-    for key, value in dict(timeout=timeout, temperature=temperature + 1, backoff=backoff + 1, max_wait=max_wait).items():
-      if value <= 0:
-        raise ValueError(f'captioner: {key}: out of range')
+    for key, value, least in (('max_new_tokens', max_new_tokens, 1), ('concurrency', concurrency, 1),
+                              ('attempts', attempts, 1), ('max_side', max_side, 1), ('timeout', timeout, 0.01),
+                              ('temperature', temperature, 0), ('backoff', backoff, 0), ('max_wait', max_wait, 0)):
+      if value < least:
+        raise ValueError(f'captioner: {key}: expected at least {least}, got {value}')
     self._url = url.rstrip('/') + '/chat/completions'
     self._fields = dict(max_tokens=max_new_tokens, temperature=temperature, seed=seed) | (extra or {})
     self._concurrency, self._attempts, self._timeout = concurrency, attempts, timeout

@@ -1,6 +1,7 @@
 """Hugging Face checkpoints for the label stages: found, named, loaded whole, and run so that one image fails alone."""
 from collections.abc import Callable, Sequence
 import hashlib
+import importlib.util
 import json
 import os
 import pathlib
@@ -54,7 +55,10 @@ def identify(name: str, *, revision: str | None = None) -> str:
 
   Raises:
     FileNotFoundError: if `name` is a path and no folder with a config.json is there.
+    ImportError: without torch or transformers, so that it is said before anything is read.
   """
+  if lacking := [package for package in ('torch', 'transformers') if importlib.util.find_spec(package) is None]:
+    raise ImportError(f"{name}: models of Hugging Face need {' and '.join(lacking)}: pip install 'cloc_jax[label]'")
   folder = pathlib.Path(name)
   if not folder.is_dir():
     if _is_path(name):
@@ -88,10 +92,7 @@ def load(auto_class: str, name: str, *, revision: str | None = None, **options) 
   Raises:
     FileNotFoundError: if it is neither here nor to be had from the hub. ValueError: if weights are missing.
   """
-  try:
-    import transformers
-  except ImportError as error:
-    raise ImportError("models of Hugging Face need torch and transformers: pip install 'cloc_jax[label]'") from error
+  import transformers
   transformers.utils.logging.disable_progress_bar()  # a bar a worker says nothing
   is_model = auto_class.startswith('AutoModel')
   if is_model:
@@ -105,8 +106,8 @@ def load(auto_class: str, name: str, *, revision: str | None = None, **options) 
     return loaded
   model, info = loaded
   if missing := sorted(info['missing_keys']):
-    raise ValueError(f'{name}: the checkpoint lacks {len(missing)} weights of a {type(model).__name__}, such as '
-                     f'{missing[:3]}: they would be random')
+    raise ValueError(f'{name}: the checkpoint lacks {len(missing)} of the weights of a {type(model).__name__}, such '
+                     f'as {missing[:3]}: they would be random')
   return model.eval()
 
 

@@ -5,6 +5,8 @@
   make('grounding-dino:DIR')   Grounding DINO (Liu et al. 2023)
   make('hf:DIR')               whichever of them the folder holds
 """
+import os
+
 from cloc_jax.label import batches, checkpoints, grounding_dino, owl
 
 KINDS = {'owlv2': owl.Owl, 'owlvit': owl.Owl, 'grounding-dino': grounding_dino.GroundingDino}
@@ -21,6 +23,7 @@ def make(spec: str, **config) -> batches.BatchedDetector:
     return KINDS[kind](name, kind=kind, **config)
   if kind != 'hf' or not name:
     raise ValueError(f'detector: expected {", ".join(f"{k}:NAME" for k in (*KINDS, "hf"))}, got {spec!r}')
+  name = os.path.expanduser(name)
   checkpoints.identify(name)  # its errors are clearer
   kind = checkpoints.load('AutoConfig', name, revision=config.get('revision')).model_type
   if kind not in KINDS:

@@ -46,6 +46,9 @@ class NounPhrases:
 
   def __init__(self, *, limit: int = 20, tagger_folder: str | None = None):
     self._limit, self._folder = _checked(limit), tagger_folder
+    # Read here already, so that what is not installed is said before anything is labelled.
+    _word_tokenizer()
+    tagger.load(self._folder)
     self.version = f'nltk-noun-phrases-1 limit={limit}'
 
   def phrases(self, caption: str, alt_texts: Sequence[str]) -> list[str]:
@@ -57,10 +60,11 @@ class NounPhrases:
 
 
 class SpacyChunks:
-  """spaCy's noun chunks of the caption, with the same words dropped. The model is loaded at first use."""
+  """spaCy's noun chunks of the caption, with the same words dropped."""
 
   def __init__(self, model: str, *, limit: int = 20):
     self._model, self._limit = model, _checked(limit)
+    _spacy_pipeline(model)
     self.version = f'spacy:{model} limit={limit}'
 
   def phrases(self, caption: str, alt_texts: Sequence[str]) -> list[str]:

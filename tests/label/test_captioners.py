@@ -259,9 +259,11 @@ def test_llava_says_what_it_says_alone_by_transformers(llava):
   processor = transformers.AutoProcessor.from_pretrained(llava)
   model = transformers.AutoModelForImageTextToText.from_pretrained(llava).eval()
   for picture, caption in zip(images, got):
-    text = f'USER: <image> a cat on {" ".join(picture.alt_texts)} ASSISTANT: '
-    inputs = processor(images=PIL.Image.fromarray(picture.image), text=text, return_tensors='pt',
-                       add_special_tokens=False)
+    content = [{'type': 'image', 'image': PIL.Image.fromarray(picture.image)},
+               {'type': 'text', 'text': f'a cat on {" ".join(picture.alt_texts)}'}]
+    inputs = processor.apply_chat_template([{'role': 'user', 'content': content}], tokenize=True, return_dict=True,
+                                           return_tensors='pt', add_generation_prompt=True)
+    assert inputs['input_ids'][0, 0] == processor.tokenizer.bos_token_id, 'this template leaves it to the tokenizer'
     with torch.no_grad():
       ids = model.generate(**inputs, max_new_tokens=12, do_sample=False)[0, inputs['input_ids'].shape[1]:]
     assert caption == processor.tokenizer.decode(ids, skip_special_tokens=True)

@@ -334,10 +334,17 @@ def test_errors_say_what_to_do(owlv2, dino, tmp_path, monkeypatch):
     detectors.make(f'owlv2:{dino}').detect([], [])
   with pytest.raises(ValueError, match='multiple of the patch size 8, got 100; 96 and 104'):
     detectors.make(f'owlv2:{owlv2}', image_size=100).detect([], [])
+  with pytest.raises(ValueError, match='template'):
+    detectors.make(f'owlv2:{owlv2}', template='a photo')
   import huggingface_hub
   monkeypatch.setattr(huggingface_hub.constants, 'HF_HUB_OFFLINE', True)
-  with pytest.raises(FileNotFoundError, match='google/no-such-owl.*hf download'):
-    detectors.make('owlv2:google/no-such-owl').detect([], [])
+  detector, tries = detectors.make('owlv2:google/no-such-owl'), []
+  load = detector.load
+  detector.load = lambda: (tries.append(1), load())
+  for _ in range(2):
+    with pytest.raises(FileNotFoundError, match='google/no-such-owl.*hf download'):
+      detector.detect([], [])
+  assert len(tries) == 1, 'what cannot be had is not asked for again for every image'
 
 
 def test_missing_weights_are_an_error_and_not_noise(owlv2, tmp_path):
@@ -347,7 +354,7 @@ def test_missing_weights_are_an_error_and_not_noise(owlv2, tmp_path):
   weights = safetensors.load_file(folder / 'model.safetensors')
   del weights['box_head.dense0.weight']
   safetensors.save_file(weights, folder / 'model.safetensors', metadata={'format': 'pt'})
-  with pytest.raises(ValueError, match='lacks 1 weights.*box_head.dense0.weight'):
+  with pytest.raises(ValueError, match='lacks 1 of the weights.*box_head.dense0.weight'):
     detectors.make(f'owlv2:{folder}').detect([], [])
   config = json.loads((folder / 'config.json').read_text())
   (folder / 'config.json').write_text(json.dumps(config | {'model_type': 'clip'}))

@@ -150,8 +150,8 @@ def test_specs_and_settings_that_are_none(tmp_path):
   with pytest.raises(TypeError, match='limits'):
     phrases.make('ngrams', limits=3)
   with pytest.raises(FileNotFoundError, match='averaged_perceptron_tagger_eng.weights.json'):
-    phrases.make('nltk', tagger_folder=str(tmp_path)).phrases('a dog', ())
-  pickle.loads(pickle.dumps(phrases.make('nltk')))
+    phrases.make('nltk', tagger_folder=str(tmp_path))
+  assert pickle.loads(pickle.dumps(phrases.make('nltk'))).phrases('A dog.', ()) == ['a dog']
 
 
 def test_weights_come_from_nltks_own_folder_too(tmp_path, monkeypatch):
