@@ -82,10 +82,15 @@ class BatchedDetector(checkpoints.Lazy):
             results[i] = error
           else:
             ready.append((i, *future.result()))
-        if ready:
-          found = checkpoints.each_alone(lambda jobs: self._predict(jobs, pictures, encoded), ready)
-          for (i, *_), one in zip(ready, found):
-            results[i] = one
+        found = checkpoints.each_alone(lambda jobs: self._predict(jobs, encoded), ready)
+        for (i, _, extent), raw in zip(ready, found):
+          # Boxes are chosen while the model works on the next images.
+          results[i] = raw if isinstance(raw, Exception) else pool.submit(
+              detections.select, *raw, extent=extent, height=pictures[i].image.shape[0],
+              width=pictures[i].image.shape[1], threshold=self.threshold, nms=self.nms)
+    for i, result in enumerate(results):
+      if isinstance(result, concurrent.futures.Future):
+        results[i] = result.exception() or result.result()
     return results
 
   def _chunks(self, asked, pictures):
@@ -97,13 +102,8 @@ class BatchedDetector(checkpoints.Lazy):
       out += [same[k:k + self.batch_size] for k in range(0, len(same), self.batch_size)]
     return out
 
-  def _predict(self, jobs, pictures, encoded):
-    numbers = [i for i, *_ in jobs]
-    predicted = self.forward(np.stack([canvas for _, canvas, _ in jobs]), numbers, encoded)
-    return [
-        detections.select(*raw, extent=extent, height=pictures[i].image.shape[0], width=pictures[i].image.shape[1],
-                          threshold=self.threshold, nms=self.nms)
-        for (i, _, extent), raw in zip(jobs, predicted)]
+  def _predict(self, jobs, encoded):
+    return self.forward(np.stack([canvas for _, canvas, _ in jobs]), [i for i, *_ in jobs], encoded) if jobs else []
 
   def prepared_shape(self, height: int, width: int) -> tuple[int, int]:
     """Shape of a prepared image; only images of one shape share a batch, so none is padded for another's sake."""
