@@ -1,4 +1,4 @@
-"""Checkpoints of width 32 with random weights, in the layout that transformers saves and loads: what the label stages run.
+"""Checkpoints of width 32 with random weights, as transformers saves and loads them: what the label stages run.
 
   tiny_models.owlv2(folder), .owlvit(folder), .grounding_dino(folder), .llava(folder), .language_model(folder)
 
@@ -80,7 +80,8 @@ def grounding_dino(folder, *, seed=0):
   folder.mkdir(parents=True, exist_ok=True)
   # The model knows [CLS], [SEP], '.' and '?' by their places in BERT's vocabulary.
   vocabulary = [f'[unused{i}]' for i in range(1100)]
-  for place, token in {0: '[PAD]', 100: '[UNK]', 101: '[CLS]', 102: '[SEP]', 103: '[MASK]', 1012: '.', 1029: '?'}.items():
+  marks = {0: '[PAD]', 100: '[UNK]', 101: '[CLS]', 102: '[SEP]', 103: '[MASK]', 1012: '.', 1029: '?'}
+  for place, token in marks.items():
     vocabulary[place] = token
   rest = [w for w in dict.fromkeys([*WORDS, *string.ascii_lowercase]) if w != '.']
   vocabulary[200:200 + len(rest)] = rest
@@ -101,7 +102,8 @@ def grounding_dino(folder, *, seed=0):
   model.save_pretrained(folder)
   (folder / 'preprocessor_config.json').write_text(json.dumps(dict(
       image_processor_type='GroundingDinoImageProcessor', processor_class='GroundingDinoProcessor',
-      size=dict(shortest_edge=64, longest_edge=100), image_mean=[0.485, 0.456, 0.406], image_std=[0.229, 0.224, 0.225])))
+      size=dict(shortest_edge=64, longest_edge=100), image_mean=[0.485, 0.456, 0.406],
+      image_std=[0.229, 0.224, 0.225])))
   return folder
 
 
@@ -130,7 +132,8 @@ def llava(folder, *, seed=0):
   tokenizer, special = _word_tokenizer()
   config = transformers.LlavaConfig(
       vision_config=transformers.CLIPVisionConfig(hidden_size=32, intermediate_size=64, num_hidden_layers=2,
-                                                  num_attention_heads=2, image_size=32, patch_size=8, projection_dim=32),
+                                                  num_attention_heads=2, image_size=32, patch_size=8,
+                                                  projection_dim=32),
       text_config=_llama(tokenizer), image_token_index=tokenizer.convert_tokens_to_ids(IMAGE), image_seq_length=16)
   model = randomize(transformers.LlavaForConditionalGeneration(config), seed=seed)
   model.generation_config = transformers.GenerationConfig(

@@ -1,4 +1,4 @@
-"""What the detectors share: batches, images prepared while the model works, and one image's error kept to that image."""
+"""What the detectors share: batches, images prepared while the model works, one image's error kept to that image."""
 import concurrent.futures
 import itertools
 import os
@@ -110,7 +110,7 @@ class BatchedDetector(checkpoints.Lazy):
     raise NotImplementedError
 
   def prepare(self, image: np.ndarray) -> tuple[np.ndarray, tuple[float, float]]:
-    """(H, W, 3) uint8 → the canvas (h, w, 3) uint8 and which part of it is image: see detections.select. In a thread."""
+    """(H, W, 3) uint8 → the canvas (h, w, 3) uint8 and which part is image: see detections.select. In a thread."""
     raise NotImplementedError
 
   def encode_texts(self, texts: dict[int, list[str]]) -> Any:
@@ -118,5 +118,5 @@ class BatchedDetector(checkpoints.Lazy):
     raise NotImplementedError
 
   def forward(self, canvases: np.ndarray, numbers: list[int], encoded: Any) -> list[tuple[np.ndarray, ...]]:
-    """A picture's boxes (n, 4) as fractions of the canvas, centre and size; scores (n,); index of the best text (n,)."""
+    """A picture's boxes (n, 4) as fractions of the canvas, centre and size; scores (n,); each one's best text (n,)."""
     raise NotImplementedError

@@ -7,7 +7,7 @@ import os
 import pathlib
 from typing import Any
 
-_EDGE = 1 << 16  # bytes read at either end of a file for its fingerprint
+_SAMPLE, _SAMPLES = 1 << 16, 32  # bytes read at each of so many places of a file for its fingerprint
 
 
 class Lazy:
@@ -51,7 +51,7 @@ def version(name: str, **settings) -> str:
 def identify(name: str, *, revision: str | None = None) -> str:
   """What stands for a checkpoint in a version: the folder's last name and a fingerprint of its files, or NAME@REVISION.
 
-  The fingerprint covers names, sizes and both ends of every file, so weights that were trained on are told apart.
+  The fingerprint covers names, sizes and samples of every file, so weights that were trained on are told apart.
 
   Raises:
     FileNotFoundError: if `name` is a path and no folder with a config.json is there.
@@ -70,15 +70,16 @@ def identify(name: str, *, revision: str | None = None) -> str:
   digest = hashlib.sha256()
   for path in sorted(p for p in folder.iterdir() if p.is_file() and not p.name.startswith('.')):
     size = path.stat().st_size
+    digest.update(json.dumps([path.name, size]).encode())
     with path.open('rb') as file:
-      head = file.read(_EDGE)
-      file.seek(max(0, size - _EDGE))
-      digest.update(json.dumps([path.name, size]).encode() + head + file.read(_EDGE))
+      for place in sorted({max(0, size - _SAMPLE) * k // _SAMPLES for k in range(_SAMPLES + 1)}):
+        file.seek(place)
+        digest.update(file.read(_SAMPLE))
   return f'{folder.resolve().name}@{digest.hexdigest()[:12]}'
 
 
-_HOW = ("Place the checkpoint as transformers lays it out into a folder (config.json, model.safetensors, the tokenizer's "
-        'and the preprocessor\'s files), for example where there is a network with '
+_HOW = ('Place the checkpoint as transformers lays it out into a folder (config.json, model.safetensors, the files of '
+        'tokenizer and preprocessor), for example where there is a network with '
         '`hf download OWNER/NAME --local-dir FOLDER`, and name that folder')
 
 

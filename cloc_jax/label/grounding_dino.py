@@ -19,8 +19,8 @@ class GroundingDino(batches.BatchedDetector):
     dtype: float32 by default; the deformable attention is sensitive.
   """
 
-  def __init__(self, name: str, *, kind: str = 'grounding-dino', image_size: int | None = None, longest: int | None = None,
-               dtype: str | None = 'float32', **config):
+  def __init__(self, name: str, *, kind: str = 'grounding-dino', image_size: int | None = None,
+               longest: int | None = None, dtype: str | None = 'float32', **config):
     for key, value in dict(image_size=image_size, longest=longest).items():
       if value is not None and value < 1:
         raise ValueError(f'detector: {key}: expected at least 1 pixel, got {value}')
@@ -45,7 +45,7 @@ class GroundingDino(batches.BatchedDetector):
     self.model = model.to(self._device, self._dtype)
 
   def prepared_shape(self, height: int, width: int) -> tuple[int, int]:
-    """The short side is resized to `image_size`, or less where the long one would pass its limit; rounded as DETR does."""
+    """The short side becomes `image_size`, or less where the long one would pass its limit; rounded as DETR does."""
     low, high = sorted((height, width))
     short, exact = self._short, float(self._short)
     if high / low * short > self._long:

@@ -18,8 +18,8 @@ class Owl(batches.BatchedDetector):
   """OWLv2 or OWL-ViT; see BatchedDetector for the other settings.
 
   Args:
-    image_size: side of the canvas, pixels; the paper labelled at 448. A checkpoint trained at another size has its position
-      embeddings interpolated. None is the checkpoint's own.
+    image_size: side of the canvas, pixels; the paper labelled at 448. A checkpoint trained at another size has its
+      position embeddings interpolated. None is the checkpoint's own.
   """
 
   def __init__(self, name: str, *, kind: str = 'owlv2', image_size: int | None = 448, **config):

@@ -40,8 +40,8 @@ def make(spec: str, **config):
 class NounPhrases:
   """The paper's phrases: lower-cased, generic words dropped, tagged, chunked; the first `limit` different ones.
 
-  The first ones are kept because captions name the main things first. A line break ends a sentence too. A word without a letter or digit (a bullet, an
-  emoji) is part of no phrase, whatever its tag.
+  The first ones are kept because captions name the main things first. A line break ends a sentence too. A word
+  without a letter or digit (a bullet, an emoji) is part of no phrase, whatever its tag.
   """
 
   def __init__(self, *, limit: int = 20, tagger_folder: str | None = None):
@@ -79,7 +79,7 @@ class NGrams:
   """Queries as OWLv2's self-training takes them from alt-texts (Minderer et al. 2023, appendix; SPEC §5 "– VESL").
 
   All word n-grams up to `longest` words, by their first word and then by length; generic words are dropped first, and
-  n-grams of stop words alone left out. Their 300 queries an image are the default here: 20 would end at the second word.
+  n-grams of stop words alone left out. Their 300 queries an image are the default: 20 would end at the second word.
   """
 
   def __init__(self, *, limit: int = 300, longest: int = 10):

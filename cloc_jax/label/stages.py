@@ -1,7 +1,9 @@
 """What the engine asks of its three stages, and what passes between them.
 
 The stages never see files, shards or the cluster; the engine never sees a model. A stage is built once in every worker
-process and lives there, so it need not be picklable itself.
+process and lives there, so it need not be picklable itself. What a stage returns as an Exception loses that image, and
+so does what it raises when it is asked about that image alone. ImportError and FileNotFoundError, such as weights that
+are not there, stop the run, as does the same error for every image.
 """
 from collections.abc import Sequence
 import dataclasses
@@ -12,7 +14,7 @@ import numpy as np
 
 @dataclasses.dataclass(frozen=True)
 class Picture:
-  """An image decoded once and shared by the stages.
+  """A decoded image.
 
   image_id: the name of its record.
   image: (H, W, 3) uint8 RGB, upright (the file's orientation applied).

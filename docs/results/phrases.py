@@ -74,8 +74,8 @@ def table(results) -> str:
   return '\n'.join([
       f'{results["captions"]:,} captions of {results["words"]:.0f} words and punctuation marks '
       f'({"COCO" if results["coco"] else "random sentences"}), {results["phrases"]:.1f} phrases each; medians of '
-      f'{len(results["rounds"])} rounds; Python {results["python"]}, NLTK {results["nltk"]}, {results["machine"]}. Made '
-      'by `python docs/results/phrases.py`.', '', *rows])
+      f'{len(results["rounds"])} rounds; Python {results["python"]}, NLTK {results["nltk"]}, {results["machine"]}. '
+      'Made by `python docs/results/phrases.py`.', '', *rows])
 
 
 def main():
