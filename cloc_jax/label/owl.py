@@ -43,7 +43,7 @@ class Owl(batches.BatchedDetector):
     model = checkpoints.load('AutoModelForZeroShotObjectDetection', self.name, revision=self.revision)
     self._tokenizer = checkpoints.load('AutoTokenizer', self.name, revision=self.revision)
     model = model.to(self._device, dtype)
-    # bfloat16 knows 256 places between 0.5 and 1: boxes would jump by two pixels.
+    # bfloat16 knows 128 places between 0.5 and 1: boxes would jump by two pixels.
     for head in (model.box_head, model.class_head):
       head.float()
     self._base = getattr(model, self.kind)

@@ -3,8 +3,8 @@ from collections.abc import Sequence
 
 # Long, concrete, and only what can be seen: every noun phrase becomes a query for the detector.
 CAPTION = ('Describe this image in one detailed paragraph. Name every visible object and person, with colour, '
-           'material, number and where it is. Say only what can be seen; do not guess at what is not in the picture, and do not '
-           'begin with "The image shows".')
+           'material, number and where it is. Say only what can be seen; do not guess at what is not in the picture, '
+           'and do not begin with "The image shows".')
 
 # In the manner of VeCap (Lai et al. 2023, arXiv 2310.07699): what was seen, and the names that only the alt-text knows.
 FUSE = ('Below are two texts about the same image: a description by someone who saw it, and the text that stood beside '
