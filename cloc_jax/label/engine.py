@@ -25,7 +25,6 @@ from cloc_jax.label import inputs
 from cloc_jax.label import runners
 from cloc_jax.label import storage
 from cloc_jax.label import summary as summary_lib
-from cloc_jax.label import work
 from cloc_jax.label import writer
 
 LAYOUT = 1  # of the unfinished folder: raised when shards begun by an older version must not be mixed in
