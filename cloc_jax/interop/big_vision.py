@@ -10,7 +10,7 @@ import numpy as np
 
 from cloc_jax import trees
 from cloc_jax.interop import spec as spec_lib
-from cloc_jax.interop.name_map import PARTS, Converted
+from cloc_jax.interop.name_map import PARTS, Converted, number_fault
 
 _LN_EPS = 1e-6  # flax's default
 
@@ -62,10 +62,14 @@ def to_jax(state: Mapping[str, np.ndarray], spec: spec_lib.Spec, *, expected=Non
   if parts not in PARTS:
     raise ValueError(f'init_parts: expected one of {PARTS}, got {parts!r}')
   wanted = {'image': ('img',), 'text': ('txt',), 'both': ('img', 'txt', 't', 'b')}[parts]
-  skipped, flat = {}, {}
+  skipped, flat, loaded, faults = {}, {}, {}, []
   for name, x in _flat(state, skipped=skipped).items():
     if name.split('/')[0] not in wanted:
       skipped[f'params/{name}'] = f'init_parts is {parts!r}'
+      continue
+    loaded[f'params/{name}'] = np.asarray(x).dtype.name
+    if fault := number_fault(np.asarray(x)):
+      faults.append(f'! params/{name}: {fault}')
       continue
     if name in ('t', 'b'):
       x = np.asarray(x).reshape(())
@@ -74,7 +78,8 @@ def to_jax(state: Mapping[str, np.ndarray], spec: spec_lib.Spec, *, expected=Non
     elif name == 'img/pos_embedding':
       x = np.asarray(x).reshape(1, -1, np.shape(x)[-1])
     flat[name] = np.asarray(x, np.float32, order='C')
-  loaded = tuple(f'params/{name}' for name in flat)
+  if faults:
+    raise ValueError(f'{where}: unfit weights:\n' + '\n'.join(faults[:20]))
   if 'b' in wanted and 'b' not in flat:
     flat['b'] = np.zeros((), np.float32)  # a softmax model has none
   tree = trees.unflatten(flat)

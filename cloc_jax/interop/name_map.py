@@ -8,6 +8,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 
 from cloc_jax import trees
@@ -49,9 +50,9 @@ class Row:
 
 @dataclasses.dataclass(frozen=True)
 class Converted:
-  """params: our tree, blocks stacked, float32. loaded: their names that went in. skipped: {name: why it is not ours}."""
+  """params: our tree, blocks stacked, float32. loaded: {their name that went in: its dtype}. skipped: {name: why}."""
   params: dict[str, Any]
-  loaded: tuple[str, ...]
+  loaded: dict[str, str]
   skipped: dict[str, str]
 
 
@@ -95,12 +96,13 @@ def to_jax(state: Mapping[str, np.ndarray], rows: Sequence[Row], *, depths: Mapp
     where: the file, for errors.
 
   Raises:
-    ValueError: with a ± line for each of their names that is missing (-), unexplained (+) or of another shape (!).
+    ValueError: with a line for each of their names that is missing (-), unexplained (+), or of another shape or
+      without finite numbers (!).
   """
   if parts not in PARTS:
     raise ValueError(f'init_parts: expected one of {PARTS}, got {parts!r}')
   wanted = {'image': ('img',), 'text': ('txt',), 'both': ('img', 'txt', *_SCALARS)}[parts]
-  flat, lines, loaded, known = {}, [], [], {}
+  flat, lines, loaded, known = {}, [], {}, {}
   for one in unrolled(rows, depths):
     part = one.ours[0].split('/')[0]
     known[one.theirs] = part
@@ -110,6 +112,10 @@ def to_jax(state: Mapping[str, np.ndarray], rows: Sequence[Row], *, depths: Mapp
       lines.append(f'- {one.theirs}')
       continue
     x = np.asarray(state[one.theirs])
+    fault = number_fault(x)
+    if fault:
+      lines.append(f'! {one.theirs}: {fault}')
+      continue
     try:
       pieces = [one.form.to_ours(piece, heads.get(part, 1)) for piece in np.split(x, len(one.ours))] if len(
           one.ours) > 1 else [one.form.to_ours(x, heads.get(part, 1))]
@@ -121,7 +127,7 @@ def to_jax(state: Mapping[str, np.ndarray], rows: Sequence[Row], *, depths: Mapp
       lines.append(f'! {one.theirs}: expected {want}, got {x.shape}')
       continue
     flat |= {path: np.asarray(piece, np.float32, order='C') for path, piece in zip(one.ours, pieces)}
-    loaded.append(one.theirs)
+    loaded[one.theirs] = x.dtype.name
   skipped = {}
   for name in state:
     if name in known:
@@ -135,11 +141,19 @@ def to_jax(state: Mapping[str, np.ndarray], rows: Sequence[Row], *, depths: Mapp
       skipped[name] = why
   if lines:
     shown = '\n'.join(lines[:20] + ([f'… and {len(lines) - 20} more'] if len(lines) > 20 else []))
-    raise ValueError(f'{where}: these are not the weights that were expected (- missing, + unexplained, ! other '
-                     f'shape):\n{shown}')
+    raise ValueError(f'{where}: these are not the weights that were expected (- missing, + unexplained, '
+                     f'! unfit):\n{shown}')
   if 'b' in wanted:
     flat.setdefault('b', np.zeros((), np.float32))  # CLIP has none
-  return Converted(trees.loop_to_scan(trees.unflatten(flat)), tuple(loaded), skipped)
+  return Converted(trees.loop_to_scan(trees.unflatten(flat)), loaded, skipped)
+
+
+def number_fault(x: np.ndarray) -> str:
+  """What is wrong with the numbers of a weight: no floating-point numbers, or not finite ones; '' for nothing."""
+  if not jnp.issubdtype(x.dtype, jnp.floating):
+    return f'expected floating-point numbers, got {x.dtype}'
+  bad = x.size - int(np.isfinite(x).sum())
+  return f'{bad} of {x.size} numbers are not finite' if bad else ''
 
 
 def from_jax(params, rows: Sequence[Row]) -> dict[str, np.ndarray]:
