@@ -326,10 +326,12 @@ def _load_hugging_face(path, lower):
   return load_hugging_face(path, steps=[*lower, 'spaces'])
 
 
-def load_hugging_face(path: pathlib.Path, *, steps: Sequence[str], pad: str | None = None) -> Tokenizer:
+def load_hugging_face(path: pathlib.Path, *, steps: Sequence[str], pad: str | None = None,
+                      bos: bool | None = None) -> Tokenizer:
   """A tokenizer.json, with the file's own normalisation behind `steps`.
 
-  pad: the token that texts are padded with, where something else than the file knows it.
+  pad: the token that texts are padded with, and bos: whether texts begin with a mark, where something else than the
+    file knows it.
 
   Raises:
     ValueError: when the file does not parse, or has no end token.
@@ -346,7 +348,7 @@ def load_hugging_face(path: pathlib.Path, *, steps: Sequence[str], pad: str | No
   # The file's own template knows its marks best: [CLS] … [SEP], … </s>, <bos> … .
   marks = tokenizer.encode('', add_special_tokens=True).ids
   first_is_bos = len(marks) > 1 or (len(marks) == 1 and tokenizer.id_to_token(marks[0]) in _BOS_NAMES)
-  bos_id = marks[0] if first_is_bos else None
+  bos_id = marks[0] if first_is_bos and bos is not False else None
   eos_id = marks[-1] if len(marks) > first_is_bos else named(_EOS_NAMES)
   if eos_id is None:
     raise ValueError(f'{path}: no end-of-text token found; looked for a template that appends one and for {_EOS_NAMES}')

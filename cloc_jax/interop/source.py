@@ -133,10 +133,12 @@ def folder_tokenizer(folder: pathlib.Path, *, siglip: bool, unescape: bool = Fal
   if whole.is_file():
     steps = {(False, False): [], (False, True): ['html', 'spaces'], (True, False): ['lower'],
              (True, True): ['html', 'underscores', 'punctuation', 'lower', 'spaces']}[siglip, unescape]
-    if settings.get('add_eos_token') is False:
-      raise ValueError(f'{folder / "tokenizer_config.json"}: add_eos_token: expected true: the text tower reads the '
-                       'end token')
-    return tokenizer_lib.load_hugging_face(whole, steps=steps, pad=pad)
+    for key, value in (('add_eos_token', False), ('padding_side', 'left')):
+      if siglip and settings.get(key) == value:
+        raise ValueError(f'{folder / "tokenizer_config.json"}: {key}: {value!r}: SigLIP saw texts with an end token, '
+                         'padded on the right')
+    return tokenizer_lib.load_hugging_face(whole, steps=steps, pad=pad,
+                                           bos=settings.get('add_bos_token') if siglip else None)
   if not siglip and (folder / 'vocab.json').is_file():
     return tokenizer_lib.load_clip(folder, steps=[*(['html'] if unescape else []), 'nfc', 'lower', 'spaces'],
                                    pad=pad or (None if unescape else '<|endoftext|>'))

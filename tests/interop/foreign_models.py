@@ -8,10 +8,10 @@ from cloc_jax import models, trees
 from cloc_jax.batch import abstract_batch
 
 SIZES = dict(hidden_size=32, num_hidden_layers=2, num_attention_heads=4)
-VOCABULARY, LENGTH = 40, 9
+VOCABULARY, LENGTH = 600, 9
 
 
-def config(family, *, act='quick_gelu', eos=39):
+def config(family, *, act='quick_gelu', eos=VOCABULARY - 1):
   """'clip', 'siglip' or 'siglip2', two layers of width 32; MLPs that are not 4 × the width, towers that differ."""
   vision, text = dict(SIZES, intermediate_size=48), dict(SIZES, intermediate_size=80, vocab_size=VOCABULARY,
                                                          max_position_embeddings=LENGTH)

@@ -28,7 +28,7 @@ def token_ids(family, rng):
   ids = rng.integers(3, foreign.VOCABULARY - 1, (4, foreign.LENGTH))
   if family == 'clip':
     for i, at in enumerate((2, 5, 8, 8)):
-      ids[i, at:] = np.array([39] + [0] * 8)[:foreign.LENGTH - at]
+      ids[i, at:] = np.array([foreign.VOCABULARY - 1] + [0] * 8)[:foreign.LENGTH - at]
   return ids
 
 
