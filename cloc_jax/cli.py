@@ -11,6 +11,7 @@ from cloc_jax import cli_data, cli_eval, cli_import_model
 # Errors that the user can mend: shown as one line, without a traceback (--debug shows it).
 _USER_ERRORS = (ValueError, TypeError, KeyError, FileNotFoundError, FileExistsError, PermissionError,
                 ModuleNotFoundError)
+_BELOW_FLOOR = 3  # exit status of a run that its guard stopped
 
 
 def main(argv=None) -> int:
@@ -103,6 +104,8 @@ def _train(args) -> int:
     return 0
   if result.status == 'interrupted':
     return 0
+  if result.status == 'below_floor':
+    return _BELOW_FLOOR
   if result.status == 'already_done':
     print(f'{result.workdir}: all {result.total_steps} steps are done')
   report = None

@@ -147,13 +147,22 @@ def _of_checkpoint(name, tokenizer):
 # --- The config ---
 
 
-def of_config(config: Mapping[str, Any]) -> Init | None:
-  """The init that a config asks for; None where it asks for none."""
+def of_config(config: Mapping[str, Any], *, run: str | os.PathLike | None = None) -> Init | None:
+  """The init that a config asks for; None where it asks for none.
+
+  run: a run's folder; one that has checkpoints goes on without what it started from, which may be gone by then.
+  """
   name = config['model'].get('init')
   if not name:
     return None
+  if run is not None:
+    try:
+      return _of_checkpoint(run, None)
+    except (FileNotFoundError, checkpoint.CheckpointError):
+      pass  # it has none yet; or the newest is damaged, which restoring will say
   spec = config['data'].get('tokenizer')
-  return open_init(name, tokenizer=None if spec in (None, 'init') or spec.startswith('train:') else spec)
+  own = spec in (None, 'init') or spec.startswith('train:') or config['model'].get('init_parts') == 'image'
+  return open_init(name, tokenizer=None if own else spec)
 
 
 def resolve(config, init: Init | None) -> dict[str, Any]:
@@ -192,6 +201,8 @@ def resolve(config, init: Init | None) -> dict[str, Any]:
       if data[key] > longest or (init.full_texts and data[key] != init.text_length):
         lines.append(f'! data.{key}: the config says {data[key]}, {init.name} has {longest} positions'
                      + (' and was trained on texts padded to all of them' if init.full_texts else ''))
+    if str(data.get('tokenizer')).startswith('train:'):
+      lines.append(f"! data.tokenizer: {data['tokenizer']!r}: the text tower of {init.name} knows its own ids alone: 'init'")
     if data.get('tokenizer') == 'init' and init.tokenizer is None:
       lines.append(f"! data.tokenizer: 'init', but {init.name} has no tokenizer beside it: give one, such as "
                    "clip:PATH/bpe_simple_vocab_16e6.txt.gz, siglip:PATH/spiece.model or hf:PATH/tokenizer.json")

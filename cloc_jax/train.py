@@ -2,6 +2,7 @@
 
 config → data → model → state → step, and around it: metrics, evaluations, checkpoints, and a clean way out.
 """
+import bisect
 import collections
 import contextlib
 import dataclasses
@@ -17,7 +18,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from cloc_jax import checkpoint, evaluate, hardware, inference, losses, optim, sharding, train_step, trees
+from cloc_jax import checkpoint, evaluate, hardware, inference, initialize, losses, optim, sharding, train_step, trees
 from cloc_jax import config as config_lib
 from cloc_jax import metrics as metrics_lib
 from cloc_jax.batch import Batch, abstract_batch
@@ -36,7 +37,8 @@ class NonFiniteError(FloatingPointError):
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-  """How a run ended. status: 'done', 'already_done' or 'interrupted'. evaluations: {split: metrics} of the end."""
+  """How a run ended. status: 'done', 'already_done', 'interrupted' or 'below_floor'. evaluations: {split: metrics} of
+  the end."""
   status: str
   step: int
   total_steps: int
@@ -73,13 +75,17 @@ class TrainOptions:
 
 @dataclasses.dataclass(frozen=True)
 class EvalOptions:
-  """The section `evals`. splits: None is all but 'train'. every_steps: None is at the end only."""
+  """The section `evals`. splits: None is all but 'train'. every_steps: None is at the end only.
+
+  floors: rows ('SPLIT/METRIC', value); a run whose evaluation falls below one saves a checkpoint and stops.
+  """
   every_steps: int | None = None
   splits: tuple[str, ...] | None = None
   path: str | None = None
   batch_size: int = 64
   limit: int | None = None
   pool_limit: int | None = None
+  floors: tuple[tuple[str, float], ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,7 +99,8 @@ class CheckpointOptions:
 
 @dataclasses.dataclass(frozen=True)
 class DataOptions:
-  """The section `data`; batch_size is global. tokenizer: see data/tokenizer.py, or 'train:VOCABULARY_SIZE'."""
+  """The section `data`; batch_size is global. tokenizer: see data/tokenizer.py, or 'train:VOCABULARY_SIZE', or 'init'
+  (of config.model.init). Sizes of None are the init's."""
   path: str
   batch_size: int
   image_size: int
@@ -133,6 +140,8 @@ def train(config, *, workdir: str | os.PathLike, quiet: bool = False) -> Result:
     NonFiniteError: on NaN or Inf, naming the step; the last good checkpoint stays.
   """
   config_lib.check_sections(config, where='config')
+  init = initialize.of_config(config, run=workdir)
+  config = initialize.resolve(config, init)
   options = config_lib.call(TrainOptions, config['train'], name='train')
   data = config_lib.call(DataOptions, config['data'], name='data')
   evals = config_lib.call(EvalOptions, config['evals'], name='evals')
@@ -153,7 +162,8 @@ def train(config, *, workdir: str | os.PathLike, quiet: bool = False) -> Result:
                       save=saving.every_steps or total)
   splits = evaluate.splits_to_evaluate(evals.path or data.path, evals.splits)
 
-  tokenizer = _tokenizer(data, workdir)
+  _check_floors(evals, splits)
+  tokenizer = _tokenizer(data, workdir, init)
   model = inference.build_model(config, tokenizer=tokenizer)
   tx, rate = config_lib.call(optim.make, config['optim'], name='optim', total_steps=total)
   loss = config_lib.plain(config['loss'])
@@ -166,7 +176,9 @@ def train(config, *, workdir: str | os.PathLike, quiet: bool = False) -> Result:
                                    keep_best=saving.keep_best)
   progress = None
   try:
-    state, shardings, start = _state(model, tx, data, keeper, mesh=mesh, rules=rules, options=options, loss=loss)
+    multipliers = config['optim'].get('multipliers', ())
+    state, shardings, start, report = _state(model, tx, data, keeper, mesh=mesh, rules=rules, options=options, loss=loss,
+                                             init=init, parts=config['model'].get('init_parts') or 'both')
     # Several processes are each given all images to evaluate, and make the same calls; one alone splits its batches.
     functions = inference.Functions(model, tokenizer=tokenizer, preprocessing=preprocessing,
                                     mesh=mesh if jax.process_count() == 1 else None)
@@ -176,16 +188,24 @@ def train(config, *, workdir: str | os.PathLike, quiet: bool = False) -> Result:
     if start == 0 and jax.process_index() == 0:
       (workdir / 'config.json').write_text(config_lib.to_json(config))
       (workdir / 'parameters.txt').write_text(sharding.describe(state.params, shardings.params) + '\n')
+      if report:
+        (workdir / 'init.txt').write_text(report.full())
     progress = metrics_lib.Progress(total=total, start=start, batch_size=data.batch_size,
                                     quiet=quiet or jax.process_index() > 0)
     devices = mesh.devices.size
     progress.say(f'{trees.count(state.params):,} parameters · {devices} {jax.devices()[0].device_kind} device(s), '
                  f'mesh {dict(mesh.shape)} · batch {data.batch_size} · steps {start} → {total}')
-    step_fn = train_step.jit_train_step(mesh=mesh, shardings=shardings, model=model, tx=tx, rate=rate, loss=loss,
-                                        micro_batches=options.micro_batches, ema_decay=options.ema_decay)
-    return _loop(state, step_fn, start=start, schedule=schedule, data=data, options=options, tokenizer=tokenizer,
+    if report:
+      progress.say(report.summary())
+    stages = _Stages(multipliers, state.params, data.step_flops(model), data.batch_size, lambda trained: (
+        train_step.jit_train_step(mesh=mesh, shardings=shardings, model=model, tx=tx, rate=rate, loss=loss,
+                                  micro_batches=options.micro_batches, ema_decay=options.ema_decay, trained=trained)))
+    progress.say(stages.describe(start))
+    if evals.floors and start == 0:
+      _check_start(run_evals(state.params, 0, progress), evals.floors)
+    return _loop(state, stages, start=start, schedule=schedule, data=data, options=options, tokenizer=tokenizer,
                  mesh=mesh, keeper=keeper, info=info, run_evals=run_evals, progress=progress, workdir=workdir,
-                 step_flops=data.step_flops(model).train * data.batch_size, config=config)
+                 floors=evals.floors, config=config)
   finally:
     keeper.wait()
     keeper.close()
@@ -193,15 +213,15 @@ def train(config, *, workdir: str | os.PathLike, quiet: bool = False) -> Result:
       progress.close()
 
 
-def _loop(state, step_fn, *, start, schedule, data, options, tokenizer, mesh, keeper, info, run_evals, progress,
-          workdir, step_flops, config) -> Result:
+def _loop(state, stages, *, start, schedule, data, options, tokenizer, mesh, keeper, info, run_evals, progress,
+          workdir, floors, config) -> Result:
   """Steps from `start` to the end."""
   batches = iter(_dataset(data, tokenizer=tokenizer, seed=options.seed, skip_examples=start * data.batch_size))
   writer = metrics_lib.Writer(workdir, wandb_project=options.wandb_project,
                               config=config_lib.plain(config)) if jax.process_index() == 0 else None
   pending: collections.deque = collections.deque()
   stats: collections.Counter = collections.Counter()
-  meter = _Meter(data.batch_size, step_flops)
+  meter = _Meter(data.batch_size, stages.flops)
   evaluations: dict[str, dict[str, float]] = {}
   step = start
 
@@ -219,7 +239,7 @@ def _loop(state, step_fn, *, start, schedule, data, options, tokenizer, mesh, ke
         element = next(batches)
       stats.update({k: int(v) for k, v in element['stats'].items()})
       with jax.transfer_guard('disallow'):
-        state, metrics = step_fn(state, sharding.to_global(element['batch'], mesh))
+        state, metrics = stages.step_fn(step)(state, sharding.to_global(element['batch'], mesh))
       step += 1
       pending.append((step, metrics))
       if len(pending) > _IN_FLIGHT:
@@ -251,6 +271,12 @@ def _loop(state, step_fn, *, start, schedule, data, options, tokenizer, mesh, ke
         progress.say(f'stopped by {stop.name or "another host"} after step {step}; saved, run the same command to '
                      'go on')
         break
+      below = _below(scores or {}, floors)
+      if below:
+        keeper.wait()
+        progress.say(f'stopped after step {step}, saved: {below}. Go on from an earlier checkpoint with a lower learning '
+                     'rate or fewer steps, or lower config.evals.floors')
+        return Result('below_floor', step, schedule.total, workdir, evaluations)
   return Result('done' if step >= schedule.total else 'interrupted', step, schedule.total, workdir, evaluations)
 
 
@@ -287,6 +313,73 @@ def _shares(stats: collections.Counter) -> dict[str, float]:
   return out
 
 
+def _check_floors(evals: EvalOptions, splits) -> None:
+  for row in evals.floors:
+    if not (isinstance(row, (tuple, list)) and len(row) == 2 and isinstance(row[0], str)
+            and isinstance(row[1], (int, float))):
+      raise ValueError(f"config.evals.floors: expected rows ('SPLIT/METRIC', VALUE), got {row!r}")
+    if row[0].partition('/')[0] not in splits:
+      raise ValueError(f'config.evals.floors: {row[0]!r}: the splits that are evaluated are {list(splits)}')
+
+
+def _check_start(evaluations, floors) -> None:
+  """A floor above what the run starts with would stop it after the first evaluation, with the work done."""
+  below = _below({f'{split}/{k}': v for split, found in evaluations.items() for k, v in found.items()}, floors,
+                 always=True)
+  if below:
+    raise ValueError(f'config.evals.floors: before the first step, {below}')
+
+
+def _below(scores, floors, *, always: bool = False) -> str:
+  """Which floors are missed, '' for none. Without scores (no evaluation was due) none is, unless `always`.
+
+  Raises:
+    ValueError: when a metric was not measured, naming the nearest.
+  """
+  if not scores and not always:
+    return ''
+  missing = [name for name, _ in floors if name not in scores]
+  if missing:
+    raise ValueError(f'config.evals.floors: {missing[0]!r} was not measured.{config_lib.nearest(missing[0], scores)} '
+                     f'Measured: {sorted(scores)}')
+  return '; '.join(f'{name} is {scores[name]:.4f}, below its floor of {floor:.4f}' for name, floor in floors
+                   if not scores[name] >= floor)
+
+
+class _Stages:
+  """The step function of each step: which parameters are trained may change in the course of a run (optim.multipliers)."""
+
+  def __init__(self, multipliers, params, flops_an_image, batch_size, make):
+    self._starts = optim.stages(multipliers)
+    self._trained = [optim.trained(params, multipliers, step=first) for first in self._starts]
+    self._total = len(trees.flatten(params))
+    self._flops_an_image, self._batch = flops_an_image, batch_size
+    self._make, self._made = make, {}
+
+  def _at(self, step):
+    return bisect.bisect_right(self._starts, step) - 1
+
+  def step_fn(self, step: int):
+    """For the update after `step` updates."""
+    stage = self._at(step)
+    if stage not in self._made:
+      self._made[stage] = self._make(self._trained[stage])
+    return self._made[stage]
+
+  def flops(self, step: int) -> float:
+    trained = self._trained[self._at(max(step - 1, 0))]
+    trains = lambda part: trained is None or any(path.startswith(f'{part}/') for path in trained)
+    return self._flops_an_image.trained(image=trains('img'), text=trains('txt')) * self._batch
+
+  def describe(self, start: int) -> str:
+    """What is trained, from which step; one line."""
+    says = lambda trained: 'all parameters' if trained is None else (
+        f'{len(trained)} of {self._total} arrays ({", ".join(sorted({p.split("/")[0] for p in trained}))})')
+    return 'training ' + ', '.join(f'{says(trained)}{f" from step {first}" if first else ""}' for first, trained in
+                                   zip(self._starts, self._trained) if len(self._starts) == 1 or first >= start
+                                   or first == self._starts[self._at(start)])
+
+
 class _Meter:
   """Rates since the last reading; time spent in evaluation and saving does not count."""
 
@@ -315,7 +408,7 @@ class _Meter:
     if self._step is not None:  # the first interval holds compilation
       rate = (step - self._step) / seconds
       out = {'images_per_second': rate * self._batch, 'step_seconds': 1 / rate,
-             'data_wait_share': min(1.0, self._wait / seconds), 'flops_per_second': rate * self._flops}
+             'data_wait_share': min(1.0, self._wait / seconds), 'flops_per_second': rate * self._flops(step)}
       chip = hardware.of_kind(jax.devices()[0].device_kind)
       if chip:
         out['mfu'] = out['flops_per_second'] / (chip.flops * jax.device_count())
@@ -358,8 +451,12 @@ def _stop_signal():
       signal.signal(number, handler)
 
 
-def _tokenizer(data: DataOptions, workdir: pathlib.Path) -> tokenizer_lib.Tokenizer:
+def _tokenizer(data: DataOptions, workdir: pathlib.Path, init) -> tokenizer_lib.Tokenizer:
   """The config's tokenizer; one trained on the data's captions is trained once and kept in the workdir."""
+  if data.tokenizer == 'init':
+    if init is None:
+      raise ValueError("config.data.tokenizer: 'init' is that of config.model.init, which is not set")
+    return init.tokenizer
   kind, _, size = data.tokenizer.partition(':')
   if kind != 'train':
     return tokenizer_lib.load(data.tokenizer)
@@ -401,8 +498,8 @@ def _dataset(data: DataOptions, *, tokenizer, seed, skip_examples):
                                 skip_examples=skip_examples, **own)
 
 
-def _state(model, tx, data: DataOptions, keeper, *, mesh, rules, options: TrainOptions, loss):
-  """(state, shardings, step): of the newest good checkpoint, else freshly initialised."""
+def _state(model, tx, data: DataOptions, keeper, *, mesh, rules, options: TrainOptions, loss, init, parts):
+  """(state, shardings, step, report): of the newest good checkpoint, else fresh, with the init's weights (and a report)."""
   batch = data.abstract_batch()
   ema = options.ema_decay > 0
   shapes = train_step.abstract_state(model, tx, batch, ema=ema)
@@ -414,12 +511,15 @@ def _state(model, tx, data: DataOptions, keeper, *, mesh, rules, options: TrainO
   found = keeper.restore_latest(abstract)
   if found is None:
     state, shardings = train_step.init_state(model, tx, batch, mesh=mesh, rules=rules, seed=options.seed, ema=ema)
-    return state, shardings, 0
+    if init is None:
+      return state, shardings, 0, None
+    flat, report = initialize.load_params(init, shapes.params, parts=parts)
+    return initialize.into_state(state, shardings, flat), shardings, 0, report
   step, state, info = found
   if info['examples_seen'] != step * data.batch_size:
     raise ValueError(f'config.data.batch_size: this run saw {info["examples_seen"]} examples in {step} steps; '
                      f'it cannot go on with a batch of {data.batch_size}')
-  return state, shardings, step
+  return state, shardings, step, None
 
 
 def _evaluator(functions, evals: EvalOptions, *, path, splits, workdir):
