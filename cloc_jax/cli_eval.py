@@ -15,8 +15,8 @@ def add_verbs(verbs) -> None:
   which.add_argument('--checkpoint', metavar='DIR', help="a run's folder, or one step of it")
   which.add_argument('--encoder', metavar='SPEC', help='hf:DIR or hf:OWNER/NAME: a CLIP, SigLIP or SigLIP 2 of Hugging '
                      'Face; open_clip:FILE, openai:FILE or big_vision:FILE; or a checkpoint of ours')
-  evaluate.add_argument('--tokenizer', metavar='KIND:PATH', help='of an open_clip, openai or big_vision encoder without '
-                        'one beside it: clip:, siglip:, sentencepiece: or hf:')
+  evaluate.add_argument('--tokenizer', metavar='KIND:PATH', help='of an open_clip, openai or big_vision encoder '
+                        'without one beside it: clip:, siglip:, sentencepiece: or hf:')
   what = evaluate.add_mutually_exclusive_group(required=True)
   what.add_argument('--data', metavar='PATH', help='a data set made by `cloc data`')
   what.add_argument('--imagefolder', metavar='DIR', help='zero-shot classification of images, one folder a class')

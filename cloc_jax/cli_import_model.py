@@ -14,8 +14,8 @@ def add_verbs(verbs) -> None:
   verb.add_argument('--tokenizer', metavar='KIND:PATH', help='where none lies beside the weights: '
                     'clip:bpe_simple_vocab_16e6.txt.gz, siglip:spiece.model, sentencepiece:tokenizer.model, '
                     'hf:tokenizer.json')
-  verb.add_argument('--image-size', type=int, metavar='PIXELS', help="default: the model's own; for another, its position "
-                    'table is resampled')
+  verb.add_argument('--image-size', type=int, metavar='PIXELS', help="default: the model's own; for another, its "
+                    'position table is resampled')
   verb.add_argument('--prompter', action='store_true', help='with a fresh, untrained Prompter and box head')
   verb.set_defaults(run=_import)
 

@@ -45,7 +45,7 @@ class Init:
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-  """What became of the weights. loaded: {name: dtype}. skipped: {name: why}. resized: {our path: what}. fresh: paths."""
+  """What became of the weights. loaded: {name: dtype}. skipped: {name: why}. resized: {path: what}. fresh: paths."""
   name: str
   loaded: dict[str, str]
   skipped: dict[str, str]
@@ -130,7 +130,8 @@ def _of_checkpoint(name, tokenizer):
       params = found.restore_params(step)
     finally:
       found.close()
-    wanted = (*_OF_PART[parts], *(() if parts != 'both' else ('prompter', 'box_head', 'roi_head', 'region_t', 'region_b')))
+    regions = ('prompter', 'box_head', 'roi_head', 'region_t', 'region_b')
+    wanted = (*_OF_PART[parts], *(regions if parts == 'both' else ()))
     flat = trees.flatten(jax.tree.map(np.asarray, params))
     take = {k: v for k, v in flat.items() if k.split('/')[0] in wanted}
     skipped = {k: f'init_parts is {parts!r}' for k in flat if k not in take}
@@ -184,10 +185,9 @@ def resolve(config, init: Init | None) -> dict[str, Any]:
   for part, module in (('image', vit.ViT), ('text', text_lib.TextTower)):
     if parts in (part, 'both'):
       model[part] = _filled(dict(model.get(part) or {}), init.model[part], module, f'model.{part}', lines)
-  # CLIP's towers meet in one width; a tower of another would need a projection that nobody trained.
-  for key in ('embed_dim',):
-    if model.setdefault(key, init.model[key]) != init.model[key]:
-      lines.append(f'! model.{key}: the config says {model[key]}, {init.name} has {init.model[key]}')
+  # The towers meet in one width; another would need a projection that nobody trained.
+  if model.setdefault('embed_dim', init.model['embed_dim']) != init.model['embed_dim']:
+    lines.append(f'! model.embed_dim: the config says {model["embed_dim"]}, {init.name} has {init.model["embed_dim"]}')
   if parts != 'text':
     for key in ('image_mean', 'image_std'):
       if key in init.model:
@@ -202,12 +202,12 @@ def resolve(config, init: Init | None) -> dict[str, Any]:
         lines.append(f'! data.{key}: the config says {data[key]}, {init.name} has {longest} positions'
                      + (' and was trained on texts padded to all of them' if init.full_texts else ''))
     if str(data.get('tokenizer')).startswith('train:'):
-      lines.append(f"! data.tokenizer: {data['tokenizer']!r}: the text tower of {init.name} knows its own ids alone: 'init'")
+      lines.append(f"! data.tokenizer: {data['tokenizer']!r}: the text tower of {init.name} knows its own ids: 'init'")
     if data.get('tokenizer') == 'init' and init.tokenizer is None:
       lines.append(f"! data.tokenizer: 'init', but {init.name} has no tokenizer beside it: give one, such as "
                    "clip:PATH/bpe_simple_vocab_16e6.txt.gz, siglip:PATH/spiece.model or hf:PATH/tokenizer.json")
   if lines:
-    raise ValueError(f'the config and its init do not go together:\n' + '\n'.join(lines))
+    raise ValueError('the config and its init do not go together:\n' + '\n'.join(lines))
   return {**config, 'model': model, 'data': data}
 
 
@@ -228,7 +228,8 @@ def _filled(section, own, module, where, lines):
 
 def _sizes(module, section):
   names = ('width', 'depth', 'mlp_dim', 'heads', 'patch')
-  tower = module(**{k: v for k, v in section.items() if k in _SIZES}, **({} if module is vit.ViT else {'vocab_size': 1}))
+  needed = {} if module is vit.ViT else {'vocab_size': 1}
+  tower = module(**{k: v for k, v in section.items() if k in _SIZES}, **needed)
   if module is vit.ViT:
     return {name: getattr(tower.sizes(), name) for name in names}
   width, depth, heads = tower.sizes()

@@ -1,4 +1,4 @@
-"""The optimizer of SPEC §4: AdamW with decay on matrices alone, linear warm-up, cosine; rates by group of parameters."""
+"""The optimizer of SPEC §4: AdamW with decay on matrices alone, warm-up, cosine; rates by group of parameters."""
 import re
 from collections.abc import Sequence
 from typing import Any

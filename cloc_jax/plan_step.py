@@ -82,8 +82,8 @@ class Step:
     self.state = train_step.abstract_state(self.model, self.tx, self.batch, ema=self.options.ema_decay > 0)
     self.trained = optim.trained(self.state.params, self.multipliers)
     if self.trained is not None:
-      self.notes.append(f'{len(self.trained)} of {len(trees.flatten(self.state.params))} arrays are trained (at the end, '
-                        'where more are by then); without a compilation, activations are counted as if all were')
+      self.notes.append(f'{len(self.trained)} of {len(trees.flatten(self.state.params))} arrays are trained at the end; '
+                        'without a compilation, activations are counted as if all were')
     mesh = jax.sharding.AbstractMesh(tuple(self.mesh.values()), tuple(self.mesh))
     self.shardings = train_step.state_sharding(self.state, mesh=mesh, rules=self.rules)
 

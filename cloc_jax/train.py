@@ -2,7 +2,6 @@
 
 config → data → model → state → step, and around it: metrics, evaluations, checkpoints, and a clean way out.
 """
-import bisect
 import collections
 import contextlib
 import dataclasses
@@ -18,7 +17,9 @@ from typing import Any
 import jax
 import numpy as np
 
-from cloc_jax import checkpoint, evaluate, hardware, inference, initialize, losses, optim, sharding, train_step, trees
+from cloc_jax import checkpoint, evaluate, guard, hardware, inference, initialize, losses, optim, sharding, train_step
+from cloc_jax import stages as stages_lib
+from cloc_jax import trees
 from cloc_jax import config as config_lib
 from cloc_jax import metrics as metrics_lib
 from cloc_jax.batch import Batch, abstract_batch
@@ -162,7 +163,7 @@ def train(config, *, workdir: str | os.PathLike, quiet: bool = False) -> Result:
                       save=saving.every_steps or total)
   splits = evaluate.splits_to_evaluate(evals.path or data.path, evals.splits)
 
-  _check_floors(evals, splits)
+  guard.check_floors(evals.floors, splits)
   tokenizer = _tokenizer(data, workdir, init)
   model = inference.build_model(config, tokenizer=tokenizer)
   tx, rate = config_lib.call(optim.make, config['optim'], name='optim', total_steps=total)
@@ -177,8 +178,9 @@ def train(config, *, workdir: str | os.PathLike, quiet: bool = False) -> Result:
   progress = None
   try:
     multipliers = config['optim'].get('multipliers', ())
-    state, shardings, start, report = _state(model, tx, data, keeper, mesh=mesh, rules=rules, options=options, loss=loss,
-                                             init=init, parts=config['model'].get('init_parts') or 'both')
+    state, shardings, start, report = _state(
+        model, tx, data, keeper, mesh=mesh, rules=rules, options=options, loss=loss, init=init,
+        parts=config['model'].get('init_parts') or 'both')
     # Several processes are each given all images to evaluate, and make the same calls; one alone splits its batches.
     functions = inference.Functions(model, tokenizer=tokenizer, preprocessing=preprocessing,
                                     mesh=mesh if jax.process_count() == 1 else None)
@@ -197,12 +199,12 @@ def train(config, *, workdir: str | os.PathLike, quiet: bool = False) -> Result:
                  f'mesh {dict(mesh.shape)} · batch {data.batch_size} · steps {start} → {total}')
     if report:
       progress.say(report.summary())
-    stages = _Stages(multipliers, state.params, data.step_flops(model), data.batch_size, lambda trained: (
+    stages = stages_lib.Stages(multipliers, state.params, data.step_flops(model), data.batch_size, lambda trained: (
         train_step.jit_train_step(mesh=mesh, shardings=shardings, model=model, tx=tx, rate=rate, loss=loss,
                                   micro_batches=options.micro_batches, ema_decay=options.ema_decay, trained=trained)))
     progress.say(stages.describe(start))
     if evals.floors and start == 0:
-      _check_start(run_evals(state.params, 0, progress), evals.floors)
+      guard.check_start(run_evals(state.params, 0, progress), evals.floors)
     return _loop(state, stages, start=start, schedule=schedule, data=data, options=options, tokenizer=tokenizer,
                  mesh=mesh, keeper=keeper, info=info, run_evals=run_evals, progress=progress, workdir=workdir,
                  floors=evals.floors, config=config)
@@ -271,11 +273,11 @@ def _loop(state, stages, *, start, schedule, data, options, tokenizer, mesh, kee
         progress.say(f'stopped by {stop.name or "another host"} after step {step}; saved, run the same command to '
                      'go on')
         break
-      below = _below(scores or {}, floors)
+      below = guard.below(scores or {}, floors)
       if below:
         keeper.wait()
-        progress.say(f'stopped after step {step}, saved: {below}. Go on from an earlier checkpoint with a lower learning '
-                     'rate or fewer steps, or lower config.evals.floors')
+        progress.say(f'stopped after step {step}, saved: {below}. Go on from an earlier checkpoint with a lower '
+                     'learning rate or fewer steps, or lower config.evals.floors')
         return Result('below_floor', step, schedule.total, workdir, evaluations)
   return Result('done' if step >= schedule.total else 'interrupted', step, schedule.total, workdir, evaluations)
 
@@ -311,73 +313,6 @@ def _shares(stats: collections.Counter) -> dict[str, float]:
          'data/regions_seen_per_image': ratio('regions_seen', 'examples')}
   stats.clear()
   return out
-
-
-def _check_floors(evals: EvalOptions, splits) -> None:
-  for row in evals.floors:
-    if not (isinstance(row, (tuple, list)) and len(row) == 2 and isinstance(row[0], str)
-            and isinstance(row[1], (int, float))):
-      raise ValueError(f"config.evals.floors: expected rows ('SPLIT/METRIC', VALUE), got {row!r}")
-    if row[0].partition('/')[0] not in splits:
-      raise ValueError(f'config.evals.floors: {row[0]!r}: the splits that are evaluated are {list(splits)}')
-
-
-def _check_start(evaluations, floors) -> None:
-  """A floor above what the run starts with would stop it after the first evaluation, with the work done."""
-  below = _below({f'{split}/{k}': v for split, found in evaluations.items() for k, v in found.items()}, floors,
-                 always=True)
-  if below:
-    raise ValueError(f'config.evals.floors: before the first step, {below}')
-
-
-def _below(scores, floors, *, always: bool = False) -> str:
-  """Which floors are missed, '' for none. Without scores (no evaluation was due) none is, unless `always`.
-
-  Raises:
-    ValueError: when a metric was not measured, naming the nearest.
-  """
-  if not scores and not always:
-    return ''
-  missing = [name for name, _ in floors if name not in scores]
-  if missing:
-    raise ValueError(f'config.evals.floors: {missing[0]!r} was not measured.{config_lib.nearest(missing[0], scores)} '
-                     f'Measured: {sorted(scores)}')
-  return '; '.join(f'{name} is {scores[name]:.4f}, below its floor of {floor:.4f}' for name, floor in floors
-                   if not scores[name] >= floor)
-
-
-class _Stages:
-  """The step function of each step: which parameters are trained may change in the course of a run (optim.multipliers)."""
-
-  def __init__(self, multipliers, params, flops_an_image, batch_size, make):
-    self._starts = optim.stages(multipliers)
-    self._trained = [optim.trained(params, multipliers, step=first) for first in self._starts]
-    self._total = len(trees.flatten(params))
-    self._flops_an_image, self._batch = flops_an_image, batch_size
-    self._make, self._made = make, {}
-
-  def _at(self, step):
-    return bisect.bisect_right(self._starts, step) - 1
-
-  def step_fn(self, step: int):
-    """For the update after `step` updates."""
-    stage = self._at(step)
-    if stage not in self._made:
-      self._made[stage] = self._make(self._trained[stage])
-    return self._made[stage]
-
-  def flops(self, step: int) -> float:
-    trained = self._trained[self._at(max(step - 1, 0))]
-    trains = lambda part: trained is None or any(path.startswith(f'{part}/') for path in trained)
-    return self._flops_an_image.trained(image=trains('img'), text=trains('txt')) * self._batch
-
-  def describe(self, start: int) -> str:
-    """What is trained, from which step; one line."""
-    says = lambda trained: 'all parameters' if trained is None else (
-        f'{len(trained)} of {self._total} arrays ({", ".join(sorted({p.split("/")[0] for p in trained}))})')
-    return 'training ' + ', '.join(f'{says(trained)}{f" from step {first}" if first else ""}' for first, trained in
-                                   zip(self._starts, self._trained) if len(self._starts) == 1 or first >= start
-                                   or first == self._starts[self._at(start)])
 
 
 class _Meter:
@@ -499,7 +434,7 @@ def _dataset(data: DataOptions, *, tokenizer, seed, skip_examples):
 
 
 def _state(model, tx, data: DataOptions, keeper, *, mesh, rules, options: TrainOptions, loss, init, parts):
-  """(state, shardings, step, report): of the newest good checkpoint, else fresh, with the init's weights (and a report)."""
+  """(state, shardings, step, report): of the newest good checkpoint, else fresh with the init's weights, and how."""
   batch = data.abstract_batch()
   ema = options.ema_decay > 0
   shapes = train_step.abstract_state(model, tx, batch, ema=ema)

@@ -130,10 +130,10 @@ def train_step(state: TrainState, batch: Batch, *, model: Cloc, tx: optax.Gradie
                                      step=state.step, trained=trained)
   updates, opt_state = tx.update(grads, state.opt_state, state.params)
   params = optim.apply(state.params, updates)
+  scales = {'t', 'region_t'} if trained is None else {'t', 'region_t'} & trained
   # SPEC §2: the similarity's scale stays at or under 100. A frozen one (SigLIP's is 117) stays what it is.
   params = trees.map_with_path(
-      lambda path, x: jnp.minimum(x, MAX_LOG_SCALE) if path in ('t', 'region_t') and (trained is None or path in trained)
-      else x, params)
+      lambda path, x: jnp.minimum(x, MAX_LOG_SCALE) if path in scales else x, params)
   ema = state.ema
   if ema is not None:
     ema = jax.tree.map(lambda old, new: ema_decay * old + (1 - ema_decay) * new, ema, params)

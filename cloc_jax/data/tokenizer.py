@@ -298,8 +298,8 @@ def load_clip(path: pathlib.Path, *, steps: Sequence[str], pad: str | None = Non
   tokenizer.pre_tokenizer = pre_tokenizers.Sequence([
       pre_tokenizers.Split(tokenizers.Regex(_CLIP_WORDS), behavior='removed', invert=True),
       pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
-  return Tokenizer(_HuggingFaceModel(tokenizer), name='clip', pad_id=vocab.get(pad, 0), eos_id=vocab[clip_vocabulary.EOS],
-                   bos_id=vocab[clip_vocabulary.BOS], steps=steps)
+  return Tokenizer(_HuggingFaceModel(tokenizer), name='clip', pad_id=vocab.get(pad, 0), steps=steps,
+                   eos_id=vocab[clip_vocabulary.EOS], bos_id=vocab[clip_vocabulary.BOS])
 
 
 def _load_sentencepiece(path, lower):

@@ -52,7 +52,7 @@ def spec(state: Mapping[str, np.ndarray], *, where: str = 'npz') -> spec_lib.Spe
       mean=spec_lib.SIGLIP_MEAN, std=spec_lib.SIGLIP_STD)
 
 
-def to_jax(state: Mapping[str, np.ndarray], spec: spec_lib.Spec, *, expected=None, parts: str = 'both',  # pylint: disable=redefined-outer-name
+def to_jax(state: Mapping[str, np.ndarray], spec: spec_lib.Spec, *, expected=None, parts: str = 'both',
            where: str = 'npz') -> Converted:
   """Their tree → ours: names as they are, blocks stacked, temperature and bias as scalars.
 

@@ -156,7 +156,7 @@ def _stack(ours, theirs):
   return table
 
 
-def to_jax(state: Mapping[str, np.ndarray], spec: spec_lib.Spec, **options) -> Converted:  # pylint: disable=redefined-outer-name
+def to_jax(state: Mapping[str, np.ndarray], spec: spec_lib.Spec, **options) -> Converted:
   """A state dict → our tree; options as in name_map.to_jax."""
   return name_map.to_jax(state, rows(spec.family), depths=spec.depths, heads=spec.heads, skip=SKIP, **options)
 

@@ -125,7 +125,8 @@ def rows(family: str) -> list[name_map.Row]:
       *norm(f'{block}/LayerNorm_0', f'{trunk}.norm1'), *norm(f'{block}/LayerNorm_1', f'{trunk}.norm2'),
       *packed(f'{block}/{attention}', ('query', 'key', 'value'), f'{trunk}.attn.qkv.weight', f'{trunk}.attn.qkv.bias'),
       *heads_out(f'{block}/{attention}', f'{trunk}.attn.proj'),
-      *dense(f'{block}/MlpBlock_0/Dense_0', f'{trunk}.mlp.fc1'), *dense(f'{block}/MlpBlock_0/Dense_1', f'{trunk}.mlp.fc2'),
+      *dense(f'{block}/MlpBlock_0/Dense_0', f'{trunk}.mlp.fc1'),
+      *dense(f'{block}/MlpBlock_0/Dense_1', f'{trunk}.mlp.fc2'),
       *norm('img/Transformer/encoder_norm', 'visual.trunk.norm'),
       row(f'{head}/probe', f'{pool}.latent'),
       *packed(f'{head}/{attention}', ('query',), f'{pool}.q.weight', f'{pool}.q.bias'),
@@ -137,8 +138,8 @@ def rows(family: str) -> list[name_map.Row]:
       row('t', 'logit_scale', NUMBER), row('b', 'logit_bias', NUMBER)]
 
 
-def to_jax(state: Mapping[str, np.ndarray], spec: spec_lib.Spec, **options) -> Converted:  # pylint: disable=redefined-outer-name
-  """A state dict → our tree; options as in name_map.to_jax. A two-tower model may be saved under the older bare names."""
+def to_jax(state: Mapping[str, np.ndarray], spec: spec_lib.Spec, **options) -> Converted:
+  """A state dict → our tree; options as in name_map.to_jax. Text keys may have their prefix or not, whatever the config."""
   family = spec.family
   if family == 'open_clip' and 'text.token_embedding.weight' in state:
     family = 'open_clip_custom'

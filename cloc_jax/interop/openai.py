@@ -84,7 +84,7 @@ def rows() -> list[name_map.Row]:
   return [*image_rows(), *text_rows(), row('txt/head/kernel', 'text_projection'), row('t', 'logit_scale', NUMBER)]
 
 
-def to_jax(state: Mapping[str, np.ndarray], spec: spec_lib.Spec, **options) -> Converted:  # pylint: disable=redefined-outer-name
+def to_jax(state: Mapping[str, np.ndarray], spec: spec_lib.Spec, **options) -> Converted:
   """A state dict → our tree; options as in name_map.to_jax."""
   return name_map.to_jax(state, rows(), depths=spec.depths, heads=spec.heads, skip=SKIP, **options)
 

@@ -1,4 +1,4 @@
-"""A foreign model by one name: 'hf:DIR', 'open_clip:FILE', 'openai:FILE', 'big_vision:FILE' → architecture, weights, tokenizer.
+"""A foreign model by one name: architecture, weights and tokenizer of hf:DIR, open_clip:, openai: or big_vision:FILE.
 
 Only files are read: no network but for 'hf:OWNER/NAME', no code of theirs, and torch for .pt and .bin files alone.
 """

@@ -93,7 +93,8 @@ def _tensor(storage, offset, size, stride, *_):
   last = offset + sum((n - 1) * s for n, s in zip(size, stride)) if all(size) else offset
   if min((offset, *size, *stride)) < 0 or (all(size) and last >= len(storage)):
     raise ArchiveError(f'a tensor of shape {tuple(size)} reaches out of its storage of {len(storage)} numbers')
-  return np.lib.stride_tricks.as_strided(storage[offset:], size, [s * storage.itemsize for s in stride], writeable=False)
+  strides = [s * storage.itemsize for s in stride]
+  return np.lib.stride_tricks.as_strided(storage[offset:], size, strides, writeable=False)
 
 
 def _attributes(module, prefix=''):

@@ -70,12 +70,12 @@ def _safetensors(path):
     with safetensors.safe_open(path, framework='numpy') as file:
       return {name: file.get_tensor(name) for name in file.keys()}
   except (safetensors.SafetensorError, TypeError) as error:
-    raise ValueError(f'{path}: a damaged or cut safetensors file, or one with numbers that NumPy has not: {error}') from error
+    raise ValueError(f'{path}: a damaged or cut safetensors file, or with numbers that NumPy has not: {error}') from error
 
 
 def _npz(path):
   try:
-    with np.load(path, allow_pickle=False) as file:
+    with open(path, 'rb') as raw, np.load(raw, allow_pickle=False) as file:
       state = {}
       for name in file.files:
         try:
@@ -102,7 +102,7 @@ def _torch(path):
   except Exception as error:  # torch raises UnpicklingError, RuntimeError, EOFError, … on damage and on refused content
     reason = str(error).strip().splitlines()
     raise ValueError(f'{path}: cannot be read as plain weights (damaged, or it holds more than tensors, which is not '
-                     f'executed here; use a .safetensors file): {reason[0] if reason else type(error).__name__}') from error
+                     f'run here; use a .safetensors file): {reason[0] if reason else type(error).__name__}') from error
   for wrapper in ('state_dict', 'model'):  # open_clip's training checkpoints, and others'
     if isinstance(found, dict) and isinstance(found.get(wrapper), dict):
       found = found[wrapper]

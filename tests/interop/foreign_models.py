@@ -1,4 +1,4 @@
-"""Tiny models of transformers with random weights, and our model of a Spec. Shared by the tests of import and export."""
+"""Tiny models of transformers with random weights, and our model of a Spec. For the tests of import and export."""
 import jax
 import numpy as np
 import torch

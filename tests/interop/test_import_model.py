@@ -1,6 +1,9 @@
-"""Foreign folders and files imported into our models: embeddings, token ids and pixels as theirs, and clear refusals."""
+"""Foreign folders and files imported into our models: embeddings and token ids as theirs, and clear refusals."""
 import json
+import os
+import pickle
 import shutil
+import zipfile
 
 import jax
 import numpy as np
@@ -111,3 +114,151 @@ def test_token_ids_are_exactly_theirs(folders, family):
   got = ours(texts, length=9)
   assert got.truncated.any() and not got.truncated.all()
   np.testing.assert_array_equal(got.ids, want)
+
+
+def save(folder, state):
+  folder.mkdir(exist_ok=True)
+  safetensors.numpy.save_file(state, folder / 'model.safetensors')
+
+
+@pytest.fixture(name='copy')
+def copy_fixture(folders, tmp_path):
+  """A copy of CLIP's folder and its arrays."""
+  folder = tmp_path / 'copy'
+  shutil.copytree(folders['clip'], folder)
+  return folder, dict(weight_files.read(folder / 'model.safetensors'))
+
+
+def test_damaged_and_alien_weights_are_named(copy, folders):
+  folder, state = copy
+  path, bias = folder / 'model.safetensors', 'text_model.encoder.layers.1.mlp.fc1.bias'
+  fails = lambda match: pytest.raises(ValueError, match=match)
+  with fails(r'! text_model.encoder.layers.1.mlp.fc1.bias: expected floating-point numbers, got int8'):
+    save(folder, {**state, bias: np.zeros(80, np.int8)})
+    initialize.import_model(f'hf:{folder}')
+  with fails(r'model.safetensors: .*\n! text_model.encoder.layers.1.mlp.fc1.bias: 3 of 80 numbers are not finite'):
+    save(folder, {**state, bias: np.where(np.arange(80) < 3, np.nan, 0).astype(np.float32)})
+    initialize.import_model(f'hf:{folder}')
+  with fails(r'! text_model.encoder.layers.1.mlp.fc1.bias: expected \(80,\), got \(79,\)'):
+    save(folder, {**state, bias: np.zeros(79, np.float32)})
+    initialize.import_model(f'hf:{folder}')
+  with fails(r'- text_model.encoder.layers.1.mlp.fc1.bias\n\+ encoder.fc1.bias \(80,\)'):
+    save(folder, {'encoder.fc1.bias' if k == bias else k: v for k, v in state.items()})
+    initialize.import_model(f'hf:{folder}')
+  with fails('model.safetensors: a damaged or cut safetensors file'):
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-50])
+    initialize.import_model(f'hf:{folder}')
+  with fails(r'- vision_model.head.probe'):
+    shutil.copy(folders['siglip'] / 'config.json', folder / 'config.json')
+    save(folder, state)
+    initialize.import_model(f'hf:{folder}', tokenizer=f'siglip:{folders["siglip"] / "spiece.model"}')
+
+
+def test_half_precision_shards_and_what_is_skipped(copy):
+  folder, state = copy
+  want, _ = initialize.import_model(f'hf:{folder}')
+  (folder / 'model.safetensors').unlink()
+  half = {k: v.astype(ml_dtypes.bfloat16 if 'vision' in k else np.float16) for k, v in state.items()}
+  half['text_model.embeddings.position_ids'] = np.arange(9)[None]
+  half['text_filip_projection.weight'] = np.zeros((24, 32), np.float32)
+  names = sorted(half)
+  for i, part in enumerate((names[::2], names[1::2])):
+    safetensors.numpy.save_file({k: half[k] for k in part}, folder / f'model-{i}.safetensors')
+  index = {'weight_map': {k: f'model-{i % 2}.safetensors' for i, k in enumerate(names)}}
+  (folder / 'model.safetensors.index.json').write_text(json.dumps(index))
+  got, report = initialize.import_model(f'hf:{folder}')
+  for (path, x), y in zip(trees.flatten(got.params).items(), trees.flatten(want.params).values()):
+    assert np.asarray(x).dtype == np.float32
+    np.testing.assert_allclose(x, y, rtol=1e-2, atol=1e-2, err_msg=path)
+  assert '(bfloat16, float16 → float32)' in report.summary()
+  assert set(report.skipped) == {'text_model.embeddings.position_ids', 'text_filip_projection.weight'}
+  (folder / 'model-1.safetensors').unlink()
+  with pytest.raises(FileNotFoundError, match='model-1.safetensors: no such file'):
+    initialize.import_model(f'hf:{folder}')
+
+
+class Nested(torch.nn.Module):
+  """Modules in modules, a transposed parameter, buffers of other kinds: what a TorchScript archive has to keep."""
+
+  def __init__(self):
+    super().__init__()
+    self.visual = torch.nn.Linear(3, 2).half()
+    self.proj = torch.nn.Parameter(torch.arange(12.).reshape(3, 4).T)
+    self.register_buffer('vocab_size', torch.tensor(49408))
+    self.sizes = [1, 2]
+
+  def forward(self, x):
+    return self.visual(x)
+
+
+def test_torchs_files_are_read_and_nothing_in_them_is_run(tmp_path, monkeypatch):
+  module = Nested()
+  torch.jit.script(module).save(str(tmp_path / 'archive.pt'))
+  with pytest.raises(Exception):
+    torch.load(tmp_path / 'archive.pt', weights_only=True)
+  found = weight_files.read(tmp_path / 'archive.pt')
+  want = {k: v.numpy() for k, v in module.state_dict().items()}
+  assert set(found) == set(want)
+  for name, x in want.items():
+    np.testing.assert_array_equal(found[name], x, strict=True)
+  torch.save({'epoch': 3, 'state_dict': {f'module.{k}': v.bfloat16() for k, v in module.state_dict().items()}},
+             tmp_path / 'epoch.pt')
+  found = weight_files.read(tmp_path / 'epoch.pt')
+  assert set(found) == set(want) and found['proj'].dtype == ml_dtypes.bfloat16
+  np.testing.assert_array_equal(found['proj'].astype(np.float32), want['proj'])
+
+  class Evil:
+    def __reduce__(self):
+      return os.mkdir, (str(tmp_path / 'ran'),)
+
+  torch.save({'a': torch.ones(2), 'b': Evil()}, tmp_path / 'evil.pt')
+  with pytest.raises(ValueError, match='evil.pt: cannot be read as plain weights'):
+    weight_files.read(tmp_path / 'evil.pt')
+  with zipfile.ZipFile(tmp_path / 'archive.pt') as old, zipfile.ZipFile(tmp_path / 'evil2.pt', 'w') as new:
+    for name in old.namelist():
+      new.writestr(name, pickle.dumps(Evil()) if name.endswith('/data.pkl') else old.read(name))
+  with pytest.raises(ValueError, match='evil2.pt: its pickle names posix.mkdir'):
+    weight_files.read(tmp_path / 'evil2.pt')
+  assert not (tmp_path / 'ran').exists()
+  (tmp_path / 'cut.pt').write_bytes((tmp_path / 'archive.pt').read_bytes()[:-100])
+  with pytest.raises(ValueError, match='cut.pt: cannot be read'):
+    weight_files.read(tmp_path / 'cut.pt')
+  (tmp_path / 'cut.npz').write_bytes(b'PK\x03\x04 and no more')
+  with pytest.raises(ValueError, match='cut.npz: a damaged or cut npz file'):
+    weight_files.read(tmp_path / 'cut.npz')
+  with pytest.raises(ValueError, match='expected weights with one of the suffixes'):
+    (tmp_path / 'x.ckpt').write_bytes(b'')
+    weight_files.read(tmp_path / 'x.ckpt')
+
+
+def test_positions_are_resampled_as_open_clip_does():
+  from cloc_jax.models import posemb
+  table = np.random.default_rng(0).normal(size=(1, 50, 8)).astype(np.float32)
+  for side in (4, 10):
+    grid = torch.tensor(table[:, 1:].reshape(1, 7, 7, 8).transpose(0, 3, 1, 2))
+    want = torch.nn.functional.interpolate(grid, (side, side), mode='bicubic', antialias=True, align_corners=False)
+    want = np.concatenate([table[:, :1], want.numpy().transpose(0, 2, 3, 1).reshape(1, -1, 8)], 1)
+    np.testing.assert_allclose(posemb.resample(table, patches=side**2 + 1), want, atol=2e-5)
+  with pytest.raises(ValueError, match='expected a square grid'):
+    posemb.resample(table, patches=16)
+
+
+def test_openais_archive_is_an_encoder(folders, tmp_path):
+  cloc, _ = initialize.import_model(f'hf:{folders["clip"]}')
+  state = openai.from_jax(cloc.params)
+  torch.save({k: torch.tensor(v) for k, v in state.items()}, tmp_path / 'ours.pt')
+  for name in ('tokenizer.json', 'tokenizer_config.json'):
+    shutil.copy(folders['clip'] / name, tmp_path / name)
+  found = source.open_source(f'openai:{tmp_path / "ours.pt"}')
+  assert found.spec.image['heads'] == 1  # by their rule of 64 a head
+  assert (found.spec.image_size, found.spec.text_length, found.spec.embed_dim) == (32, 9, 24)
+  again = openai.from_jax(found.convert(expected=None, parts='both').params)
+  jax.tree.map(np.testing.assert_array_equal, again, state)
+  only = found.convert(expected=None, parts='image')
+  assert set(only.params) == {'img'} and set(only.skipped.values()) == {"init_parts is 'image'"}
+  encoder = encoders.load(f'openai:{tmp_path / "ours.pt"}')
+  assert encoder.image_size == 32 and encoder.fns.encode_text(['a red dog'], region=False).shape == (1, 24)
+  (tmp_path / 'tokenizer.json').unlink()
+  with pytest.raises(FileNotFoundError, match='no tokenizer beside it; give one with --tokenizer'):
+    encoders.load(f'openai:{tmp_path / "ours.pt"}')

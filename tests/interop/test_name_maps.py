@@ -1,4 +1,4 @@
-"""Name maps of open_clip, OpenAI and big_vision by their documented names and shapes, and each direction after the other."""
+"""Name maps of open_clip, OpenAI and big_vision by documented names and shapes, and one direction after the other."""
 import jax
 import numpy as np
 import pytest
@@ -46,11 +46,13 @@ GOLDEN = {
     'open_clip': {**VISUAL, **text_shapes('', T), 'text_projection': (T, E), 'logit_scale': ()},
     'open_clip_custom': {**VISUAL, **text_shapes('text.', T), 'text.text_projection': (T, E), 'logit_scale': ()},
     'open_clip_siglip': {
-        **stack(TIMM_BLOCK, 'visual.trunk.blocks.', D), 'visual.trunk.norm.bias': (D,), 'visual.trunk.norm.weight': (D,),
+        **stack(TIMM_BLOCK, 'visual.trunk.blocks.', D), 'visual.trunk.norm.bias': (D,),
+        'visual.trunk.norm.weight': (D,),
         'visual.trunk.patch_embed.proj.bias': (D,), 'visual.trunk.patch_embed.proj.weight': (D, 3, 4, 4),
-        'visual.trunk.pos_embed': (1, 9, D), f'{POOL}latent': (1, 1, D), f'{POOL}q.weight': (D, D), f'{POOL}q.bias': (D,),
-        f'{POOL}kv.weight': (2 * D, D), f'{POOL}kv.bias': (2 * D,), f'{POOL}proj.weight': (D, D), f'{POOL}proj.bias': (D,),
-        f'{POOL}norm.weight': (D,), f'{POOL}norm.bias': (D,),
+        'visual.trunk.pos_embed': (1, 9, D), f'{POOL}latent': (1, 1, D), f'{POOL}q.weight': (D, D),
+        f'{POOL}q.bias': (D,),
+        f'{POOL}kv.weight': (2 * D, D), f'{POOL}kv.bias': (2 * D,), f'{POOL}proj.weight': (D, D),
+        f'{POOL}proj.bias': (D,), f'{POOL}norm.weight': (D,), f'{POOL}norm.bias': (D,),
         **{f'{POOL}{k}': v for k, v in shapes_of(TIMM_BLOCK, '', D).items() if k.startswith('mlp.')},
         **text_shapes('text.', T), 'text.text_projection.weight': (D, T), 'text.text_projection.bias': (D,),
         'logit_scale': (), 'logit_bias': ()},
@@ -71,7 +73,8 @@ def _big_vision_block(prefix, d, heads):
 
 # As models/vit.py, proj/image_text/text_transformer.py and two_towers.py make them, out_dim=(None, D), bias_init set.
 BIG_VISION = {
-    'params/img/embedding/kernel': (4, 4, 3, D), 'params/img/embedding/bias': (D,), 'params/img/pos_embedding': (1, 9, D),
+    'params/img/embedding/kernel': (4, 4, 3, D), 'params/img/embedding/bias': (D,),
+    'params/img/pos_embedding': (1, 9, D),
     'params/img/Transformer/encoder_norm/scale': (D,), 'params/img/Transformer/encoder_norm/bias': (D,),
     'params/img/MAPHead_0/probe': (1, 1, D),
     **{k: v for k, v in _big_vision_block('params/img/MAPHead_0/', D, 4).items() if 'LayerNorm_1' not in k},
@@ -128,7 +131,8 @@ def test_names_and_shapes_are_golden_and_the_way_back_is_the_identity(family):
     packed = state['visual.transformer.resblocks.1.attn.in_proj_weight']
     for i, name in enumerate(('query', 'key', 'value')):
       for head in range(4):
-        np.testing.assert_array_equal(packed[i * D + head * 4:i * D + (head + 1) * 4], block[name]['kernel'][1][:, head].T)
+        rows = packed[i * D + head * 4:i * D + (head + 1) * 4]
+        np.testing.assert_array_equal(rows, block[name]['kernel'][1][:, head].T)
 
 
 @pytest.mark.parametrize('stacked', [True, False])
