@@ -28,6 +28,8 @@ setup(
         'opencv-python-headless>=4.10',
         'pillow>=11',
         'tokenizers>=0.21',
+        'safetensors>=0.5',
+        'ml_dtypes>=0.5',
         'sentencepiece>=0.2',
         'tensorboardX>=2.6',
         'tqdm>=4.66',

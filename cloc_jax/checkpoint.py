@@ -103,6 +103,9 @@ class Checkpointer:
       found = getattr(found, 'tree', found)
     except Exception as error:
       raise CheckpointError(f'{where} is damaged: {error}') from error
+    if found is not None and 'params' in found and 'opt_state' not in found:
+      raise ArchitectureError(f'{where}: an imported model, without optimizer state; train from it in another workdir, '
+                              f'with --config.model.init={self.folder.parent}')
     if found is not None and 'params' in found:
       text = trees.difference(abstract_state.params, found['params'])
       if text:

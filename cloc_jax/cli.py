@@ -6,11 +6,12 @@ import pathlib
 import sys
 import time
 
-from cloc_jax import cli_data, cli_eval, cli_hosts, cli_label
+from cloc_jax import cli_data, cli_eval, cli_hosts, cli_import_model, cli_label
 
 # Errors that the user can mend: shown as one line, without a traceback (--debug shows it).
 _USER_ERRORS = (ValueError, TypeError, KeyError, FileNotFoundError, FileExistsError, PermissionError,
                 ModuleNotFoundError)
+_BELOW_FLOOR = 3  # exit status of a run that its guard stopped
 
 
 def main(argv=None) -> int:
@@ -83,6 +84,7 @@ def _parser() -> argparse.ArgumentParser:
   cli_eval.add_verbs(verbs)
   cli_data.add_verbs(verbs)
   cli_label.add_verbs(verbs)
+  cli_import_model.add_verbs(verbs)
   return parser
 
 
@@ -99,6 +101,8 @@ def _train(args) -> int:
     return 0
   if result.status == 'interrupted':
     return 0
+  if result.status == 'below_floor':
+    return _BELOW_FLOOR
   if result.status == 'already_done':
     print(f'{result.workdir}: all {result.total_steps} steps are done')
   report = None

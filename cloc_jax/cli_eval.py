@@ -17,7 +17,9 @@ def add_verbs(verbs) -> None:
   which = evaluate.add_mutually_exclusive_group(required=True)
   which.add_argument('--checkpoint', metavar='DIR', help="a run's folder, or one step of it")
   which.add_argument('--encoder', metavar='SPEC', help='hf:DIR or hf:OWNER/NAME: a CLIP, SigLIP or SigLIP 2 of Hugging '
-                     'Face; or a checkpoint of ours')
+                     'Face; open_clip:FILE, openai:FILE or big_vision:FILE; or a checkpoint of ours')
+  evaluate.add_argument('--tokenizer', metavar='KIND:PATH', help='of an open_clip, openai or big_vision encoder '
+                        'without one beside it: clip:, siglip:, sentencepiece: or hf:')
   what = evaluate.add_mutually_exclusive_group(required=True)
   what.add_argument('--data', metavar='PATH', help='a data set made by `cloc data`, or files as they are: '
                     'coco:images=DIR,instances=FILE.json, jsonl:FILE.jsonl, webdataset:DIR/*.tar (docs/data.md)')
@@ -70,7 +72,7 @@ def _eval(args) -> int:
   # Several hosts share the images, and need nothing of each other while they encode them.
   mesh = sharding.make_mesh(devices=jax.local_devices()) if jax.local_device_count() > 1 else None
   with hosts.together():
-    encoder = encoders.load(args.checkpoint or args.encoder, step=args.step, mesh=mesh)
+    encoder = encoders.load(args.checkpoint or args.encoder, step=args.step, tokenizer=args.tokenizer, mesh=mesh)
   if args.imagefolder:
     return _eval_imagefolder(encoder, args)
   for option in ('classes', 'task', 'labels'):

@@ -13,6 +13,8 @@ from typing import Any
 
 import ml_collections
 
+# Keys that may be set although an experiment's file does not name them.
+_UNNAMED = ('model.init', 'model.init_parts', 'optim.multipliers', 'evals.floors')
 SECTIONS = ('data', 'model', 'loss', 'optim', 'mesh', 'evals', 'checkpoint', 'train')
 
 
@@ -89,6 +91,9 @@ def override(config: ml_collections.ConfigDict, assignments: Sequence[str]) -> m
       node = _child(node, parent, '.'.join(parents[:depth]))
       if not isinstance(node, ml_collections.ConfigDict):
         raise KeyError(f'--config.{key}: {".".join(parents[:depth + 1])} is a value, not a section')
+    if key in _UNNAMED and last not in node:
+      node[last] = _parse(text, None, key)
+      continue
     old = _child(node, last, '.'.join(parents))
     node[last] = _parse(text, old, key)
   return config

@@ -5,8 +5,9 @@ from typing import Any
 
 import jax
 
-from cloc_jax import evaluators, inference, sharding
+from cloc_jax import evaluators, inference, initialize, sharding
 from cloc_jax.evaluators import EncoderFns
+from cloc_jax.interop import source
 
 # 'model' is whatever region branch the model has of its own.
 REGION_EMBEDDINGS = ('model', 'prompter', 'roi', 'mask-pool', 'crop')
@@ -35,32 +36,44 @@ def of_functions(functions: inference.Functions, params) -> Encoder:
                  info={'region_embedding': 'model', 'region_branch': functions.model.region_encoder})
 
 
-def load(spec: str, *, step: int | None = None, mesh: jax.sharding.Mesh | None = None) -> Encoder:
+def load(spec: str, *, step: int | None = None, tokenizer: str | None = None,
+         mesh: jax.sharding.Mesh | None = None) -> Encoder:
   """Opens an encoder.
 
   Args:
-    spec: 'hf:DIR' or 'hf:OWNER/NAME', a CLIP, SigLIP or SigLIP 2 of Hugging Face; 'open_clip:FILE'; anything else is
-      one of our checkpoints.
+    spec: 'hf:DIR' or 'hf:OWNER/NAME', a CLIP, SigLIP or SigLIP 2 of Hugging Face, run by transformers;
+      'open_clip:FILE', 'openai:FILE' or 'big_vision:FILE', imported into our model; anything else is one of our
+      checkpoints.
+    tokenizer: KIND:PATH, for an imported one that has none beside it.
     step: of our checkpoint; the newest by default.
     mesh: our checkpoints split each batch over its devices.
 
   Raises:
     FileNotFoundError, ValueError, ModuleNotFoundError: saying what is missing.
   """
-  kind, colon, name = spec.partition(':')
-  if colon and kind in ('hf', 'open_clip'):
+  kind, _, name = spec.partition(':')
+  foreign = source.is_foreign(spec)
+  if foreign:
     if step is not None:
       raise ValueError(f'--step belongs to our checkpoints; {spec!r} has no steps')
     if not name:
       raise ValueError(f'{spec!r}: expected {kind}:NAME')
-    return _hugging_face(name) if kind == 'hf' else _open_clip(name)
-  cloc = inference.load(spec, step=step)
+    if kind == 'hf':
+      return _hugging_face(name)
+  elif tokenizer:
+    raise ValueError(f'--tokenizer belongs to imported encoders; {spec!r} has its own')
+  cloc = initialize.import_model(spec, tokenizer=tokenizer)[0] if foreign else inference.load(spec, step=step)
   functions, params = cloc.functions, cloc.params
   if mesh is not None:
     functions = inference.Functions(functions.model, tokenizer=functions.tokenizer,
                                     preprocessing=functions.preprocessing, mesh=mesh)
     params = jax.device_put(params, sharding.replicated(mesh))
   encoder = of_functions(functions, params)
+  if foreign:
+    return dataclasses.replace(encoder, info={
+        'encoder': f'{kind}:{os.path.abspath(name)}', 'image_size': encoder.image_size,
+        'preprocessing': f"{_PAD_RESIZE}; not as in the model's own: figures of whole images differ from published "
+                         'ones'})
   return dataclasses.replace(encoder, trained_on=cloc.info['config']['data'].get('path') or '',
                              info={'encoder': cloc.info['path'], 'step': cloc.info['step'], **encoder.info})
 
@@ -102,11 +115,3 @@ def _hugging_face(name: str) -> Encoder:
       'image_size': model.image_size,
       'preprocessing': f"{_PAD_RESIZE}, so that every box is on the canvas; not as in the model's own ({usual}): "
                        'figures of whole images differ from published ones'})
-
-
-def _open_clip(name: str) -> Encoder:
-  raise ValueError(
-      f'open_clip:{name}: the open_clip package needs torchvision, and is not used here; use the model as a folder in '
-      "transformers' layout, --encoder hf:DIR (config.json, weights, tokenizer, preprocessor_config.json). LAION's "
-      'repositories on the hub hold both layouts, so that hf:laion/CLIP-ViT-B-16-laion2B-s34B-b88K works; for weights '
-      'of your own, rename them to those of transformers.CLIPModel and save that with save_pretrained')

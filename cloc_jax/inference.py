@@ -26,6 +26,7 @@ from cloc_jax.geometry import Geometry
 from cloc_jax.models.cloc import Cloc as ClocModel
 from cloc_jax.models.cloc import ImageEmbedding
 
+INIT_KEYS = ('init', 'init_parts')  # of config.model: where the first weights come from; see initialize.py
 _BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 
 
@@ -264,7 +265,8 @@ def _texts(texts, where):
 
 def build_model(config, *, tokenizer) -> ClocModel:
   """The model of an experiment's config."""
-  return config_lib.call(models.build, config['model'], name='model', vocab_size=tokenizer.vocab_size,
+  section = {k: v for k, v in config['model'].items() if k not in INIT_KEYS}
+  return config_lib.call(models.build, section, name='model', vocab_size=tokenizer.vocab_size,
                          eos_id=tokenizer.eos_id, text_length=config['data']['text_length'])
 
 

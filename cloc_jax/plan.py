@@ -97,7 +97,7 @@ def _plan(step: plan_step.Step, *, topology: str, estimate: bool, label: str) ->
   if step.loss.get('tile_dtype', 'float32') == 'float32':
     notes.append('loss.tile_dtype is float32: its exact products take several times longer than the peak for bfloat16 says')
   per_image = step.data.step_flops(step.model)
-  work = (per_image.train + step.recomputed(per_image)) * step.data.batch_size / where.chips
+  work = (step.train_flops(per_image) + step.recomputed(per_image)) * step.data.batch_size / where.chips
   chip = where.chip
   seconds = {'compute': work / chip.flops, 'memory': moved / chip.hbm_bandwidth,
              'links': sum(received.values()) / chip.links if chip.links else 0.0}

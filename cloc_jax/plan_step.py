@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from cloc_jax import config as config_lib
-from cloc_jax import hardware, inference, jaxprs, optim, sharding, train, train_step
+from cloc_jax import hardware, inference, initialize, jaxprs, optim, sharding, train, train_step, trees
 from cloc_jax.models import flops
 from cloc_jax.models.vit import ViT
 
@@ -57,6 +57,8 @@ class Step:
 
   def __init__(self, config, where: hardware.Topology):
     config_lib.check_sections(config, where='config')
+    init = initialize.of_config(config)
+    config = initialize.resolve(config, init)
     self.where = where
     self.data = config_lib.call(train.DataOptions, config['data'], name='data')
     self.options = config_lib.call(train.TrainOptions, config['train'], name='train')
@@ -67,7 +69,7 @@ class Step:
     if where.chip.maker == 'tpu':
       sharding.check_slices(self.mesh, where.slices)
     self.notes: list[str] = []
-    size = self._vocabulary()
+    size = self._vocabulary() if init is None or init.tokenizer is None else init.tokenizer.vocab_size
     self.model = inference.build_model(config, tokenizer=_Vocabulary(size))
     if self.data.batch_size % where.chips:
       raise ValueError(f'config.data.batch_size: {self.data.batch_size} does not divide over {where.chips} chips')
@@ -75,8 +77,13 @@ class Step:
     self.total_steps = config_lib.duration(vars(self.options), 'total', batch_size=self.data.batch_size,
                                            dataset_size=dataset_size)
     self.tx, self.rate = config_lib.call(optim.make, config['optim'], name='optim', total_steps=self.total_steps)
+    self.multipliers = config['optim'].get('multipliers', ())
     self.batch = self.data.abstract_batch()
     self.state = train_step.abstract_state(self.model, self.tx, self.batch, ema=self.options.ema_decay > 0)
+    self.trained = optim.trained(self.state.params, self.multipliers)
+    if self.trained is not None:
+      self.notes.append(f'{len(self.trained)} of {len(trees.flatten(self.state.params))} arrays are trained at the end; '
+                        'without a compilation, activations are counted as if all were')
     mesh = jax.sharding.AbstractMesh(tuple(self.mesh.values()), tuple(self.mesh))
     self.shardings = train_step.state_sharding(self.state, mesh=mesh, rules=self.rules)
 
@@ -106,8 +113,13 @@ class Step:
     batch = jax.tree.map(lambda x: place(x, sharding.batch_sharding(mesh)), self.batch)
     step = train_step.jit_train_step(
         mesh=mesh, shardings=shardings, model=self.model, tx=self.tx, rate=self.rate, loss=self.loss,
-        micro_batches=self.options.micro_batches, ema_decay=self.options.ema_decay)
+        micro_batches=self.options.micro_batches, ema_decay=self.options.ema_decay, trained=self.trained)
     return step.lower(state, batch)
+
+  def train_flops(self, per_image) -> float:
+    """FLOPs an image, forward and backward, of what is trained."""
+    trains = lambda part: self.trained is None or any(path.startswith(f'{part}/') for path in self.trained)
+    return per_image.trained(image=trains('img'), text=trains('txt'))
 
   def recomputed(self, per_image) -> float:
     """FLOPs an image that are spent again: by remat, and by the extra forward pass of micro-batches."""

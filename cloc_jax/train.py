@@ -17,7 +17,9 @@ import time
 import jax
 import numpy as np
 
-from cloc_jax import checkpoint, evaluate, hardware, inference, losses, optim, sharding, train_step, trees
+from cloc_jax import checkpoint, evaluate, guard, hardware, inference, initialize, losses, optim, sharding, train_step
+from cloc_jax import stages as stages_lib
+from cloc_jax import trees
 from cloc_jax import config as config_lib
 from cloc_jax import metrics as metrics_lib
 from cloc_jax.data import mixture as mixture_lib
@@ -36,7 +38,8 @@ class NonFiniteError(FloatingPointError):
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-  """How a run ended. status: 'done', 'already_done' or 'interrupted'. evaluations: {split: metrics} of the end."""
+  """How a run ended. status: 'done', 'already_done', 'interrupted' or 'below_floor'. evaluations: {split: metrics} of
+  the end."""
   status: str
   step: int
   total_steps: int
@@ -65,6 +68,8 @@ def train(config, *, workdir: str | os.PathLike, quiet: bool = False) -> Result:
     NonFiniteError: on NaN or Inf, naming the step; the last good checkpoint stays.
   """
   config_lib.check_sections(config, where='config')
+  init = initialize.of_config(config, run=workdir)
+  config = initialize.resolve(config, init)
   options = config_lib.call(TrainOptions, config['train'], name='train')
   data = config_lib.call(DataOptions, config['data'], name='data')
   evals = config_lib.call(EvalOptions, config['evals'], name='evals')
@@ -93,8 +98,9 @@ def train(config, *, workdir: str | os.PathLike, quiet: bool = False) -> Result:
     raise ValueError('config.evals.path: a mixture has no splits to evaluate on; name a data set, or set splits = ()')
   splits = evaluate.splits_to_evaluate(eval_path, evals.splits) if eval_path is not None else []
 
+  guard.check_floors(evals.floors, splits)
   data.random_crop()  # fails on a wrong key now
-  tokenizer = _tokenizer(data, workdir)
+  tokenizer = _tokenizer(data, workdir, init)
   model = inference.build_model(config, tokenizer=tokenizer)
   tx, rate = config_lib.call(optim.make, config['optim'], name='optim', total_steps=total)
   loss = config_lib.plain(config['loss'])
@@ -107,7 +113,10 @@ def train(config, *, workdir: str | os.PathLike, quiet: bool = False) -> Result:
                                    keep_best=saving.keep_best)
   progress = None
   try:
-    state, shardings, start = _state(model, tx, data, keeper, mesh=mesh, rules=rules, options=options, loss=loss)
+    multipliers = config['optim'].get('multipliers', ())
+    state, shardings, start, report = _state(
+        model, tx, data, keeper, mesh=mesh, rules=rules, options=options, loss=loss, init=init,
+        parts=config['model'].get('init_parts') or 'both')
     functions = inference.Functions(model, tokenizer=tokenizer, preprocessing=preprocessing,
                                     mesh=sharding.local_mesh(mesh))
     run_evals = _evaluator(functions, evals, path=eval_path, splits=splits, workdir=workdir, mesh=mesh)
@@ -116,6 +125,8 @@ def train(config, *, workdir: str | os.PathLike, quiet: bool = False) -> Result:
     if start == 0 and jax.process_index() == 0:
       (workdir / 'config.json').write_text(config_lib.to_json(config))
       (workdir / 'parameters.txt').write_text(sharding.describe(state.params, shardings.params) + '\n')
+      if report:
+        (workdir / 'init.txt').write_text(report.full())
     progress = metrics_lib.Progress(total=total, start=start, batch_size=data.batch_size,
                                     quiet=quiet or jax.process_index() > 0)
     devices = mesh.devices.size
@@ -123,11 +134,17 @@ def train(config, *, workdir: str | os.PathLike, quiet: bool = False) -> Result:
                  f'mesh {dict(mesh.shape)} · batch {data.batch_size} · steps {start} → {total}')
     if data.mixture:
       progress.say(f'mixture: {mixture_lib.describe(parts)}')
-    step_fn = train_step.jit_train_step(mesh=mesh, shardings=shardings, model=model, tx=tx, rate=rate, loss=loss,
-                                        micro_batches=options.micro_batches, ema_decay=options.ema_decay)
-    return _loop(state, step_fn, start=start, schedule=schedule, data=data, options=options, tokenizer=tokenizer,
+    if report:
+      progress.say(report.summary())
+    stages = stages_lib.Stages(multipliers, state.params, data.step_flops(model), data.batch_size, lambda trained: (
+        train_step.jit_train_step(mesh=mesh, shardings=shardings, model=model, tx=tx, rate=rate, loss=loss,
+                                  micro_batches=options.micro_batches, ema_decay=options.ema_decay, trained=trained)))
+    progress.say(stages.describe(start))
+    if evals.floors and start == 0:
+      guard.check_start(run_evals(state.params, 0, progress), evals.floors)
+    return _loop(state, stages, start=start, schedule=schedule, data=data, options=options, tokenizer=tokenizer,
                  mesh=mesh, keeper=keeper, info=info, run_evals=run_evals, progress=progress, workdir=workdir,
-                 step_flops=data.step_flops(model).train * data.batch_size, config=config)
+                 floors=evals.floors, config=config)
   finally:
     keeper.wait()
     keeper.close()
@@ -135,8 +152,8 @@ def train(config, *, workdir: str | os.PathLike, quiet: bool = False) -> Result:
       progress.close()
 
 
-def _loop(state, step_fn, *, start, schedule, data, options, tokenizer, mesh, keeper, info, run_evals, progress,
-          workdir, step_flops, config) -> Result:
+def _loop(state, stages, *, start, schedule, data, options, tokenizer, mesh, keeper, info, run_evals, progress,
+          workdir, floors, config) -> Result:
   """Steps from `start` to the end."""
   batches = iter(_dataset(data, tokenizer=tokenizer, seed=options.seed, skip_examples=start * data.batch_size))
   seen = mixture_lib.Seen(data.parts(), seed=options.seed) if data.mixture else None
@@ -144,7 +161,7 @@ def _loop(state, step_fn, *, start, schedule, data, options, tokenizer, mesh, ke
                               config=config_lib.plain(config)) if jax.process_index() == 0 else None
   pending: collections.deque = collections.deque()
   stats: collections.Counter = collections.Counter()
-  meter = _Meter(data.batch_size, step_flops)
+  meter = _Meter(data.batch_size, stages.flops)
   evaluations: dict[str, dict[str, float]] = {}
   step = start
 
@@ -162,7 +179,7 @@ def _loop(state, step_fn, *, start, schedule, data, options, tokenizer, mesh, ke
         element = next(batches)
       stats.update({k: int(v) for k, v in element['stats'].items()})
       with jax.transfer_guard('disallow'):
-        state, metrics = step_fn(state, sharding.to_global(element['batch'], mesh))
+        state, metrics = stages.step_fn(step)(state, sharding.to_global(element['batch'], mesh))
       step += 1
       pending.append((step, metrics))
       if len(pending) > _IN_FLIGHT:
@@ -196,6 +213,12 @@ def _loop(state, step_fn, *, start, schedule, data, options, tokenizer, mesh, ke
         progress.say(f'stopped by {stop.name or "another host"} after step {step}; saved, run the same command to '
                      'go on')
         break
+      below = guard.below(scores or {}, floors)
+      if below:
+        keeper.wait()
+        progress.say(f'stopped after step {step}, saved: {below}. Go on from an earlier checkpoint with a lower '
+                     'learning rate or fewer steps, or lower config.evals.floors')
+        return Result('below_floor', step, schedule.total, workdir, evaluations)
   return Result('done' if step >= schedule.total else 'interrupted', step, schedule.total, workdir, evaluations)
 
 
@@ -262,7 +285,7 @@ class _Meter:
     if self._step is not None:  # the first interval holds compilation
       rate = (step - self._step) / seconds
       out = {'images_per_second': rate * self._batch, 'step_seconds': 1 / rate,
-             'data_wait_share': min(1.0, self._wait / seconds), 'flops_per_second': rate * self._flops}
+             'data_wait_share': min(1.0, self._wait / seconds), 'flops_per_second': rate * self._flops(step)}
       chip = hardware.of_kind(jax.devices()[0].device_kind)
       if chip:
         out['mfu'] = out['flops_per_second'] / (chip.flops * jax.device_count())
@@ -305,8 +328,12 @@ def _stop_signal():
       signal.signal(number, handler)
 
 
-def _tokenizer(data: DataOptions, workdir: pathlib.Path) -> tokenizer_lib.Tokenizer:
+def _tokenizer(data: DataOptions, workdir: pathlib.Path, init) -> tokenizer_lib.Tokenizer:
   """The config's tokenizer; one trained on the data's captions is trained once and kept in the workdir."""
+  if data.tokenizer == 'init':
+    if init is None:
+      raise ValueError("config.data.tokenizer: 'init' is that of config.model.init, which is not set")
+    return init.tokenizer
   kind, _, size = data.tokenizer.partition(':')
   if kind != 'train':
     return tokenizer_lib.load(data.tokenizer)
@@ -347,8 +374,8 @@ def _dataset(data: DataOptions, *, tokenizer, seed, skip_examples):
       mixture=data.parts() if data.mixture else (), **own)
 
 
-def _state(model, tx, data: DataOptions, keeper, *, mesh, rules, options: TrainOptions, loss):
-  """(state, shardings, step): of the newest good checkpoint, else freshly initialised."""
+def _state(model, tx, data: DataOptions, keeper, *, mesh, rules, options: TrainOptions, loss, init, parts):
+  """(state, shardings, step, report): of the newest good checkpoint, else fresh with the init's weights, and how."""
   batch = data.abstract_batch()
   ema = options.ema_decay > 0
   shapes = train_step.abstract_state(model, tx, batch, ema=ema)
@@ -360,12 +387,15 @@ def _state(model, tx, data: DataOptions, keeper, *, mesh, rules, options: TrainO
   found = keeper.restore_latest(abstract)
   if found is None:
     state, shardings = train_step.init_state(model, tx, batch, mesh=mesh, rules=rules, seed=options.seed, ema=ema)
-    return state, shardings, 0
+    if init is None:
+      return state, shardings, 0, None
+    flat, report = initialize.load_params(init, shapes.params, parts=parts)
+    return initialize.into_state(state, shardings, flat), shardings, 0, report
   step, state, info = found
   if info['examples_seen'] != step * data.batch_size:
     raise ValueError(f'config.data.batch_size: this run saw {info["examples_seen"]} examples in {step} steps; '
                      f'it cannot go on with a batch of {data.batch_size}')
-  return state, shardings, step
+  return state, shardings, step, None
 
 
 def _evaluator(functions, evals: EvalOptions, *, path, splits, workdir, mesh):

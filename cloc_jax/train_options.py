@@ -30,13 +30,17 @@ class TrainOptions:
 
 @dataclasses.dataclass(frozen=True)
 class EvalOptions:
-  """The section `evals`. splits: None is all but 'train'. every_steps: None is at the end only."""
+  """The section `evals`. splits: None is all but 'train'. every_steps: None is at the end only.
+
+  floors: rows ('SPLIT/METRIC', value); a run whose evaluation falls below one saves a checkpoint and stops.
+  """
   every_steps: int | None = None
   splits: tuple[str, ...] | None = None
   path: spec.Data | None = None
   batch_size: int = 64
   limit: int | None = None
   pool_limit: int | None = None
+  floors: tuple[tuple[str, float], ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,7 +54,8 @@ class CheckpointOptions:
 
 @dataclasses.dataclass(frozen=True)
 class DataOptions:
-  """The section `data`; batch_size is global. tokenizer: see data/tokenizer.py, or 'train:VOCABULARY_SIZE'.
+  """The section `data`; batch_size is global. tokenizer: see data/tokenizer.py, or 'train:VOCABULARY_SIZE', or 'init'
+  (of config.model.init). Sizes of None are the init's.
 
   path: see data/sources.open_source; or mixture: {name: {path, split, weight, captions}}, see data/mixture.Part.
   crop: fields of transforms.Crop; None for whole images.

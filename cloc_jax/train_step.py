@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
-from cloc_jax import compiler, losses, sharding, trees
+from cloc_jax import compiler, losses, optim, sharding, trees
 from cloc_jax.batch import Batch
 from cloc_jax.models.cloc import MAX_LOG_SCALE, Cloc
 
@@ -68,20 +68,23 @@ def _join(x):
 
 
 def loss_and_grads(model: Cloc, params, batch: Batch, *, loss: Mapping[str, Any], micro_batches: int = 1,
-                   mesh: Mesh | None = None, step=None):
+                   mesh: Mesh | None = None, step=None, trained: frozenset[str] | None = None):
   """(loss, metrics, gradients) of the global batch, exactly, however many micro-batches it is computed in.
 
   With several, the contrastive denominators still run over the whole batch (GradCache, Gao et al. 2021): embed all
   micro-batches without keeping activations, differentiate the loss by the embeddings, then redo each micro-batch and
   pull its share of those gradients back to the parameters. Costs one extra forward pass.
   mesh: the devices that the batch is split over; None is a single one.
+  trained: paths of the parameters to differentiate by; None for all. The gradients are of these alone, and what leads
+    to none of them (a frozen tower) is computed forward only, without keeping activations.
 
   Raises:
     ValueError: when the batch does not divide.
   """
   if micro_batches < 1 or batch.size % micro_batches:
     raise ValueError(f'train.micro_batches: {micro_batches} does not divide the batch of {batch.size}')
-  forward = lambda p, b: model.apply({'params': p}, b)
+  whole, params = params, params if trained is None else _select(params, trained)
+  forward = lambda p, b: model.apply({'params': p if trained is None else _replace(whole, p)}, b)
   if micro_batches == 1:
     def objective(p):
       return losses.total(forward(p, batch), batch, mesh=mesh, step=step, **loss)
@@ -106,17 +109,31 @@ def loss_and_grads(model: Cloc, params, batch: Batch, *, loss: Mapping[str, Any]
   return value, metrics, grads
 
 
+def _select(params, paths):
+  return trees.unflatten({path: x for path, x in trees.flatten(params).items() if path in paths})
+
+
+def _replace(params, some):
+  """`params` with `some` of its leaves in place of its own."""
+  some = trees.flatten(some)
+  return trees.map_with_path(lambda path, x: some.get(path, x), params)
+
+
 def train_step(state: TrainState, batch: Batch, *, model: Cloc, tx: optax.GradientTransformation,
                rate: optax.Schedule, loss: Mapping[str, Any], micro_batches: int = 1, ema_decay: float = 0.0,
-               mesh: Mesh | None = None):
-  """One update. Returns (state, metrics of float32 scalars)."""
+               mesh: Mesh | None = None, trained: frozenset[str] | None = None):
+  """One update. Returns (state, metrics of float32 scalars).
+
+  trained: paths of the parameters that this step trains; None for all. `tx` knows the rates (optim.make's multipliers).
+  """
   _, metrics, grads = loss_and_grads(model, state.params, batch, loss=loss, micro_batches=micro_batches, mesh=mesh,
-                                     step=state.step)
+                                     step=state.step, trained=trained)
   updates, opt_state = tx.update(grads, state.opt_state, state.params)
-  params = optax.apply_updates(state.params, updates)
-  # SPEC §2: the similarity's scale stays at or under 100.
+  params = optim.apply(state.params, updates)
+  scales = {'t', 'region_t'} if trained is None else {'t', 'region_t'} & trained
+  # SPEC §2: the similarity's scale stays at or under 100. A frozen one (SigLIP's is 117) stays what it is.
   params = trees.map_with_path(
-      lambda path, x: jnp.minimum(x, MAX_LOG_SCALE) if path in ('t', 'region_t') else x, params)
+      lambda path, x: jnp.minimum(x, MAX_LOG_SCALE) if path in scales else x, params)
   ema = state.ema
   if ema is not None:
     ema = jax.tree.map(lambda old, new: ema_decay * old + (1 - ema_decay) * new, ema, params)

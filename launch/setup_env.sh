@@ -1,5 +1,6 @@
 # Sourced by the other scripts: makes .venv at the repository's root and installs the package into it, once.
-# PYTHON=/path/to/python chooses the interpreter; EXTRAS=dev,tpu adds extras.
+# PYTHON=/path/to/python chooses the interpreter; EXTRAS=dev,tpu adds extras; FIRST='torch==2.13.0' is installed before
+# the rest, for what must come in a certain build.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -17,12 +18,13 @@ find_python() {
 }
 
 # A marker that names what was installed: a changed setup.py or other extras install again, nothing else does.
-stamp=".venv/.installed-$(cksum setup.py | cut -d' ' -f1)-${EXTRAS:-base}"
+stamp=".venv/.installed-$(cksum setup.py | cut -d' ' -f1)-${EXTRAS:-base}${FIRST:+-$FIRST}"
 if [ ! -e "$stamp" ]; then
   python="$(find_python)"
   echo "Setting up .venv with $python (once; a minute or two) …"
   [ -x .venv/bin/python ] || "$python" -m venv .venv
   .venv/bin/python -m pip install --quiet --disable-pip-version-check --upgrade pip
+  [ -z "${FIRST:-}" ] || .venv/bin/python -m pip install --quiet --disable-pip-version-check $FIRST
   .venv/bin/python -m pip install --quiet --disable-pip-version-check -e ".${EXTRAS:+[$EXTRAS]}"
   touch "$stamp"
 fi

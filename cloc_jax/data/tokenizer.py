@@ -12,6 +12,7 @@ import difflib
 import html
 import json
 import pathlib
+import string
 import unicodedata
 
 import numpy as np
@@ -32,12 +33,15 @@ _EOS_NAMES = ('<|endoftext|>', '</s>', '<eos>', '[SEP]', '<|im_end|>', '[EOS]')
 _BOS_NAMES = ('<|startoftext|>', '<s>', '<bos>', '[CLS]', '[BOS]')
 _PAD_NAMES = ('<pad>', '[PAD]', '<|pad|>')
 
+_NO_PUNCTUATION = str.maketrans('', '', string.punctuation)
 _BY_WORD = ('clip', 'trained')
 
 _STEPS = {
     'html': lambda text: html.unescape(html.unescape(text)),  # web captions are often escaped twice
     'nfc': lambda text: unicodedata.normalize('NFC', text),
     'lower': str.lower,
+    'underscores': lambda text: text.replace('_', ' '),
+    'punctuation': lambda text: text.translate(_NO_PUNCTUATION),  # ASCII's is removed
     'spaces': lambda text: ' '.join(text.split()),
 }
 
@@ -97,10 +101,10 @@ class Tokenizer:
   """Encodes texts; made by `load`, `train` or `from_dict`. Picklable.
 
   Attributes:
-    name: where it came from: 'clip', 'sentencepiece', 'hf' or 'trained'.
+    name: where it came from: 'clip', 'sentencepiece', 'siglip', 'hf' or 'trained'.
     vocab_size: every id is below it; the text tower's embedding has this many rows.
     pad_id, eos_id: ints. bos_id: int, or None where texts begin without a mark.
-    steps: the canonicalisation, in order; of 'html', 'nfc', 'lower', 'spaces'.
+    steps: the canonicalisation, in order; of 'html', 'nfc', 'lower', 'underscores', 'punctuation', 'spaces'.
   """
 
   def __init__(self, model, *, name: str, pad_id: int, eos_id: int, bos_id: int | None, steps: Sequence[str]):
@@ -241,7 +245,8 @@ def load(spec: str, *, lowercase: bool = True) -> Tokenizer:
   Args:
     spec: 'clip:PATH' (OpenAI's bpe_simple_vocab_16e6.txt.gz, or a folder with vocab.json and merges.txt),
       'sentencepiece:PATH' (a .model file, such as T5's or Gemma's), 'hf:PATH' (a tokenizer.json), or 'json:PATH' (what
-      `to_dict` returned, written as JSON).
+      `to_dict` returned, written as JSON), 'siglip:PATH' (a .model file as SigLIP reads it: without punctuation, and
+      padded with its end token).
     lowercase: whether the text is lower-cased first, as CLIP, SigLIP and CLOC do. 'json' brings its own choice.
 
   Raises:
@@ -272,6 +277,18 @@ def _nearest_file(path):
 
 
 def _load_clip(path, lower):
+  # OpenAI's code also repairs mojibake (ftfy); we do not. It pads with 0, which is '!': harmless after the end token.
+  return load_clip(path, steps=['html', 'nfc', *lower, 'spaces'])
+
+
+def load_clip(path: pathlib.Path, *, steps: Sequence[str], pad: str | None = None) -> Tokenizer:
+  """CLIP's BPE from OpenAI's merges file, or from a folder with vocab.json and merges.txt.
+
+  pad: the token that texts are padded with; OpenAI's code takes id 0.
+
+  Raises:
+    ValueError, FileNotFoundError: naming the file.
+  """
   vocab, merges = clip_vocabulary.read(path)
   try:
     model = models.BPE(vocab=vocab, merges=merges, end_of_word_suffix='</w>')
@@ -281,9 +298,8 @@ def _load_clip(path, lower):
   tokenizer.pre_tokenizer = pre_tokenizers.Sequence([
       pre_tokenizers.Split(tokenizers.Regex(_CLIP_WORDS), behavior='removed', invert=True),
       pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
-  # OpenAI's code also repairs mojibake (ftfy); we do not. It pads with 0, which is '!': harmless after the end token.
-  return Tokenizer(_HuggingFaceModel(tokenizer), name='clip', pad_id=0, eos_id=vocab[clip_vocabulary.EOS],
-                   bos_id=vocab[clip_vocabulary.BOS], steps=['html', 'nfc', *lower, 'spaces'])
+  return Tokenizer(_HuggingFaceModel(tokenizer), name='clip', pad_id=vocab.get(pad, 0), steps=steps,
+                   eos_id=vocab[clip_vocabulary.EOS], bos_id=vocab[clip_vocabulary.BOS])
 
 
 def _load_sentencepiece(path, lower):
@@ -300,25 +316,45 @@ def _load_sentencepiece(path, lower):
                    steps=[*lower, 'spaces'])
 
 
+def _load_siglip(path, lower):
+  tokenizer = _load_sentencepiece(path, lower)
+  return Tokenizer(tokenizer._model, name='siglip', pad_id=tokenizer.eos_id, eos_id=tokenizer.eos_id, bos_id=None,
+                   steps=[*lower, 'punctuation', 'spaces'])
+
+
 def _load_hugging_face(path, lower):
+  return load_hugging_face(path, steps=[*lower, 'spaces'])
+
+
+def load_hugging_face(path: pathlib.Path, *, steps: Sequence[str], pad: str | None = None,
+                      bos: bool | None = None) -> Tokenizer:
+  """A tokenizer.json, with the file's own normalisation behind `steps`.
+
+  pad: the token that texts are padded with, and bos: whether texts begin with a mark, where something else than the
+    file knows it.
+
+  Raises:
+    ValueError: when the file does not parse, or has no end token.
+  """
   try:
     tokenizer = tokenizers.Tokenizer.from_str(path.read_text(encoding='utf-8'))
   except Exception as e:  # `tokenizers` has no exception type of its own
     raise ValueError(f'{path}: expected a Hugging Face tokenizer.json, but it does not parse: {e}') from e
-  pad_id = (tokenizer.padding or {}).get('pad_id')
+  pad_id = None if pad is None else tokenizer.token_to_id(pad)
+  if pad_id is None:
+    pad_id = (tokenizer.padding or {}).get('pad_id')
   model = _HuggingFaceModel(tokenizer)
   named = lambda names: next((i for i in map(tokenizer.token_to_id, names) if i is not None), None)
   # The file's own template knows its marks best: [CLS] … [SEP], … </s>, <bos> … .
   marks = tokenizer.encode('', add_special_tokens=True).ids
   first_is_bos = len(marks) > 1 or (len(marks) == 1 and tokenizer.id_to_token(marks[0]) in _BOS_NAMES)
-  bos_id = marks[0] if first_is_bos else None
+  bos_id = marks[0] if first_is_bos and bos is not False else None
   eos_id = marks[-1] if len(marks) > first_is_bos else named(_EOS_NAMES)
   if eos_id is None:
     raise ValueError(f'{path}: no end-of-text token found; looked for a template that appends one and for {_EOS_NAMES}')
   if pad_id is None:
     pad_id = named(_PAD_NAMES)
-  return Tokenizer(model, name='hf', pad_id=0 if pad_id is None else pad_id, eos_id=eos_id, bos_id=bos_id,
-                   steps=[*lower, 'spaces'])
+  return Tokenizer(model, name='hf', pad_id=0 if pad_id is None else pad_id, eos_id=eos_id, bos_id=bos_id, steps=steps)
 
 
 def _load_own(path, lower):
@@ -329,7 +365,8 @@ def _load_own(path, lower):
     raise ValueError(f'{path}: expected a tokenizer saved by this project: {e}') from e
 
 
-_LOADERS = {'clip': _load_clip, 'sentencepiece': _load_sentencepiece, 'hf': _load_hugging_face, 'json': _load_own}
+_LOADERS = {'clip': _load_clip, 'sentencepiece': _load_sentencepiece, 'siglip': _load_siglip, 'hf': _load_hugging_face,
+            'json': _load_own}
 
 
 # --- Training ---

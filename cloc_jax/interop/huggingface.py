@@ -6,7 +6,7 @@ transformers 5 processor_config.json with the same settings under 'image_process
 import dataclasses
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -146,12 +146,28 @@ def _image_settings(name: str) -> dict[str, Any]:
     FileNotFoundError, ValueError: naming the file and the key.
   """
   from transformers.utils import cached_file
+  return image_settings(lambda filename: cached_file(name, filename, _raise_exceptions_for_missing_entries=False),
+                        name=name)
+
+
+def image_settings(find: Callable[[str], str | os.PathLike | None], *, name: str) -> dict[str, Any]:
+  """The image processor's JSON, with mean and std.
+
+  Args:
+    find: file name → path, or None where there is no such file. name: of the model, for errors.
+
+  Raises:
+    FileNotFoundError, ValueError: naming the file and the key.
+  """
   for filename, key in (('preprocessor_config.json', None), ('processor_config.json', 'image_processor')):
-    path = cached_file(name, filename, _raise_exceptions_for_missing_entries=False)
+    path = find(filename)
     if path is None:
       continue
-    with open(path, encoding='utf-8') as f:
-      settings = json.load(f)
+    try:
+      with open(path, encoding='utf-8') as f:
+        settings = json.load(f)
+    except ValueError as error:
+      raise ValueError(f'{path}: expected JSON: {error}') from error
     settings = settings if key is None else settings.get(key, {})
     for wanted in ('image_mean', 'image_std'):
       value = settings.get(wanted)

@@ -27,6 +27,11 @@ class StepFlops:
   def train(self) -> float:
     return 3 * self.forward
 
+  def trained(self, *, image: bool = True, text: bool = True) -> float:
+    """`train` of a step in which a tower may be frozen: it is then computed forward only."""
+    frozen = (0.0 if image else self.image_tower) + (0.0 if text else self.text_tower + self.region_text)
+    return self.train - 2 * frozen
+
 
 def transformer(*, tokens: int, width: int, depth: int, mlp_dim: int) -> float:
   """`depth` blocks over one sequence: projections 8·T·D², MLP 4·T·D·H, attention 4·T²·D."""
@@ -71,7 +76,7 @@ def _image_blocks(model: Cloc, image_size: int) -> dict[str, int]:
 def _text_blocks(model: Cloc, length: int) -> dict[str, int]:
   width, depth, _ = _text_variant(model.text.get('variant', 'B'))
   width, depth = model.text.get('width') or width, model.text.get('depth') or depth
-  return dict(tokens=length, width=width, depth=depth, mlp_dim=4 * width)
+  return dict(tokens=length, width=width, depth=depth, mlp_dim=model.text.get('mlp_dim') or 4 * width)
 
 
 def step_recomputed(model: Cloc, *, image_size: int, text_length: int, region_text_length: int, regions: int) -> float:

@@ -1,4 +1,7 @@
 """Sinusoidal codes of 2-D positions, the same for the ViT's patches and the Prompter's box corners."""
+import math
+
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -39,3 +42,23 @@ def patch_codes(*, dim: int, grid: int):
   centres = (jnp.arange(grid, dtype=jnp.float32) + 0.5) / grid
   y, x = jnp.meshgrid(centres, centres, indexing='ij')
   return sincos2d(jnp.stack([x, y], -1).reshape(1, grid * grid, 2), dim=dim, grid=grid)
+
+
+def resample(table, *, patches: int):
+  """A learned table (1, N, D) of a square grid, at another resolution: (1, patches, D), float32.
+
+  Cubic, averaging where it shrinks, as open_clip does. An entry before the grid (the class token's) is kept as it is.
+
+  Raises:
+    ValueError: when either count is no square (or a square and one more).
+  """
+  table = jnp.asarray(table, jnp.float32)
+  _, n, d = table.shape
+  first = n - math.isqrt(n)**2
+  old, new = math.isqrt(n), math.isqrt(patches)
+  if first not in (0, 1) or new**2 + first != patches:
+    raise ValueError(f'pos_embedding: expected a square grid, with or without a class token, and the same for the new '
+                     f'size; got {n} and {patches} positions')
+  grid = table[:, first:].reshape(1, old, old, d)
+  grid = jax.image.resize(grid, (1, new, new, d), 'cubic')
+  return jnp.concatenate([table[:, :first], grid.reshape(1, new * new, d)], 1)
