@@ -2,7 +2,6 @@
 from collections.abc import Callable, Iterator, Mapping
 import dataclasses
 import functools
-import json
 import logging
 import os
 import pickle
@@ -94,14 +93,13 @@ def ray_notes(plan: Plan, *, pools: Mapping[str, Mapping[str, Any]], address: st
     data = data.map(_Stage, fn_constructor_args=(work.Detect, dict(
         make=plan.makers['detector'], chunk=plan.chunk, threads=settings['detector'].get('threads', 2))),
         **_actors(ray, settings['detector']))
-    data = data.map(_OnRow(writer.Write, dict(folder=plan.folder, parquet=plan.parquet), note=True),
+    data = data.map(_OnRow(writer.Write, dict(folder=plan.folder, parquet=plan.parquet)),
                     **_tasks(ray, settings['writer']))
     for row in data.iter_rows():
-      yield json.loads(row['note'])
-  except ray.exceptions.RayTaskError as error:
-    if isinstance(error.cause, Exception):  # what a stage raised, without Ray's frames around it
-      raise error.cause from error
-    raise
+      note = pickle.loads(row['shard'])
+      if isinstance(note, Exception):
+        raise note
+      yield note
   finally:
     if ours:
       ray.shutdown()
@@ -115,8 +113,11 @@ class _Read:
 
   def __call__(self, row):
     index, unit, done = pickle.loads(row['unit'])
-    for shard in work.read(unit, index, shard_size=self._shard_size, text_keys=self._text_keys, done=done):
-      yield {'shard': pickle.dumps(shard)}
+    try:
+      for shard in work.read(unit, index, shard_size=self._shard_size, text_keys=self._text_keys, done=done):
+        yield {'shard': pickle.dumps(shard)}
+    except Exception as error:
+      yield _error_row(error)
 
 
 class _Stage:
@@ -126,18 +127,37 @@ class _Stage:
     self._stage = kind(**arguments)
 
   def __call__(self, row):
-    return {'shard': pickle.dumps(self._stage(pickle.loads(row['shard'])))}
+    return _apply(self._stage, row)
 
 
 class _OnRow:
   """A stage as a task's function: built once in each worker process, which serves many tasks."""
 
-  def __init__(self, kind, arguments, *, note=False):
-    self._recipe, self._note = pickle.dumps((kind, arguments)), note
+  def __init__(self, kind, arguments):
+    self._recipe = pickle.dumps((kind, arguments))
 
   def __call__(self, row):
-    done = _built(self._recipe)(pickle.loads(row['shard']))
-    return {'note': json.dumps(done)} if self._note else {'shard': pickle.dumps(done)}
+    return _apply(_built(self._recipe), row)
+
+
+def _apply(stage, row):
+  """A stage's answer to a row. An error that is to end the run goes on as a row: Ray would keep only its text."""
+  shard = pickle.loads(row['shard'])
+  if isinstance(shard, Exception):
+    return row
+  try:
+    return {'shard': pickle.dumps(stage(shard))}
+  except Exception as error:
+    return _error_row(error)
+
+
+def _error_row(error):
+  try:
+    data = pickle.dumps(error)
+    pickle.loads(data)  # errors with a constructor of their own may not survive it
+  except Exception:
+    data = pickle.dumps(RuntimeError(f'{type(error).__name__}: {error}'))
+  return {'shard': data}
 
 
 @functools.lru_cache(maxsize=8)

@@ -138,6 +138,13 @@ def test_too_many_errors_stop_a_cluster_too(photos, tmp_path):
     engine.run(job, runner='ray', ray_options=RAY)
 
 
+def test_a_stage_that_is_broken_says_so_without_rays_words(photos, tmp_path, monkeypatch):
+  monkeypatch.setenv('PYTHONPATH', os.pathsep.join([str(HERE), str(HERE.parents[1])]))
+  with pytest.raises(FileNotFoundError, match='^no weights at SOMEWHERE$'):
+    engine.run(label_jobs.job(photos, tmp_path / 'out', captioner={'spec': 'python:slow_stages:Missing'}),
+               runner='ray', ray_options=RAY)
+
+
 @pytest.mark.parametrize('pools, message', [
     ({'detectr': {}}, "Did you mean 'detector'"), ({'detector': {'num_gpu': 1}}, "Did you mean 'num_gpus'")])
 def test_pools_are_checked_before_anything_starts(photos, tmp_path, pools, message):
