@@ -71,7 +71,7 @@ def _image_blocks(model: Cloc, image_size: int) -> dict[str, int]:
 def _text_blocks(model: Cloc, length: int) -> dict[str, int]:
   width, depth, _ = _text_variant(model.text.get('variant', 'B'))
   width, depth = model.text.get('width') or width, model.text.get('depth') or depth
-  return dict(tokens=length, width=width, depth=depth, mlp_dim=4 * width)
+  return dict(tokens=length, width=width, depth=depth, mlp_dim=model.text.get('mlp_dim') or 4 * width)
 
 
 def step_recomputed(model: Cloc, *, image_size: int, text_length: int, region_text_length: int, regions: int) -> float:

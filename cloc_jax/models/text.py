@@ -36,12 +36,14 @@ class TextTower(nn.Module):
 
   pool: 'eos' runs causally and takes the first position that holds `eos_id` (padding behind it cannot be seen);
     'last' runs bidirectionally and takes the last position, padding and all, as SigLIP does.
+  mlp_dim: 4 × the width by default.
   """
   vocab_size: int
   variant: str = 'B'
   width: int | None = None
   depth: int | None = None
   heads: int | None = None
+  mlp_dim: int | None = None
   max_length: int = 77
   eos_id: int = 1
   pool: str = 'eos'
@@ -72,7 +74,7 @@ class TextTower(nn.Module):
     table = self.param('pos_embedding', nn.initializers.normal(0.01), (1, self.max_length, width))
     x = x + table[:, :length].astype(self.dtype)
     causal = self.pool == 'eos'
-    x = layers.Encoder(depth, heads, 4 * width, causal=causal, act=self.act, attention=self.attention,
+    x = layers.Encoder(depth, heads, self.mlp_dim or 4 * width, causal=causal, act=self.act, attention=self.attention,
                        ln_eps=self.ln_eps, remat=self.remat, unroll=self.unroll, dtype=self.dtype, name='Encoder_0')(x)
     if self.pool == 'eos':
       x = jnp.take_along_axis(x, end_position(text_bl, eos_id=self.eos_id)[:, None, None], axis=1)[:, 0]
