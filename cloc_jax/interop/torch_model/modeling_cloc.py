@@ -31,7 +31,7 @@ class ClocConfig(PretrainedConfig):
 
   image: size (pixels of the canvas' side), patch, width, depth, heads, mlp_dim, pool ('tok', 'map' or 'gap'), out_dim
     (0: no projection), act, ln_eps.
-  text: vocab_size, max_length, eos_id, width, depth, heads, pool ('eos' or 'last'), act, ln_eps.
+  text: vocab_size, max_length, eos_id, width, depth, heads, mlp_dim, pool ('eos' or 'last'), act, ln_eps.
   prompter: pool ('all' or 'prompt'), mlp_ratio, act, ln_eps. region_encoder: 'prompter', 'roi_align' or 'none'.
   """
   model_type = 'cloc'
@@ -163,12 +163,12 @@ class ImageTower(nn.Module):
 class TextTower(nn.Module):
   """(T, L) token ids → (T, E). 'eos' is causal and pools at the first end token; 'last' sees and pools everything."""
 
-  def __init__(self, vocab_size, max_length, eos_id, width, depth, heads, pool, act, ln_eps, out_dim):
+  def __init__(self, vocab_size, max_length, eos_id, width, depth, heads, mlp_dim, pool, act, ln_eps, out_dim):
     super().__init__()
     self.eos_id, self.causal, self.max_length = eos_id, pool == 'eos', max_length
     self.token_embedding = nn.Embedding(vocab_size, width)
     self.position_embedding = nn.Parameter(torch.zeros(max_length, width))
-    self.blocks = nn.ModuleList(Block(width, heads, 4 * width, act, ln_eps) for _ in range(depth))
+    self.blocks = nn.ModuleList(Block(width, heads, mlp_dim, act, ln_eps) for _ in range(depth))
     self.norm = nn.LayerNorm(width, eps=ln_eps)
     self.projection = nn.Linear(width, out_dim, bias=not self.causal)
 

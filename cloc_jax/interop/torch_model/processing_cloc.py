@@ -229,7 +229,8 @@ class ClocProcessor(ProcessorMixin):
     start = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
     end = tokenizer.eos_token_id
     ids = np.full((len(texts), length), tokenizer.pad_token_id, np.int64)
-    encoded = tokenizer(texts, add_special_tokens=False, padding=False, truncation=False)['input_ids'] if texts else []
+    encoded = tokenizer(texts, add_special_tokens=False, padding=False, truncation=False,
+                        verbose=False)['input_ids'] if texts else []
     for row, body in zip(ids, encoded):
       own = [*start, *(n for n in body if n != end), end]  # a text that spells the end mark out must not end there
       row[:len(own)] = own[:length]
