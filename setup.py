@@ -12,6 +12,7 @@ setup(
     long_description=(here / 'README.md').read_text(encoding='utf-8'),
     long_description_content_type='text/markdown',
     packages=find_packages(include=['cloc_jax', 'cloc_jax.*']),
+    package_data={'cloc_jax': ['interop/torch_model/*.py']},  # code for exported folders, not imported
     python_requires='>=3.11',
     install_requires=[
         'jax>=0.10',
@@ -38,6 +39,8 @@ setup(
         'tpu': ['jax[tpu]>=0.10'],
         'cuda': ['jax[cuda13]>=0.10'],
         'hf': ['torch>=2.4', 'transformers>=4.56'],
+        'export': ['torch>=2.9', 'transformers>=4.56', 'safetensors>=0.5', 'onnx>=1.19', 'onnxscript>=0.5.4',
+                   'onnxruntime>=1.22'],
         'parquet': ['pyarrow>=17'],
         'wandb': ['wandb>=0.19'],
     },
