@@ -44,26 +44,36 @@ def ours(source: source_lib.Source, probe: source_lib.Probe, *, params: Any = No
   keep = model.separate_temperature and 'region_t' in given
   image = {**model.image, 'posemb': 'learn'}
   model = model.clone(image=image, region_encoder=regions, separate_temperature=keep, dtype=jnp.float32)
-  apply = jax.jit(lambda *args, method: model.apply({'params': given}, *args, method=method), static_argnames='method')
-  ids = {'text_ids': probe.text_ids, 'phrase_ids': probe.phrase_ids}
-  with jax.default_matmul_precision('highest'):
-    encoded = apply(probe.canvases, method='encode_image')
-    z_text, z_phrase = (apply(x, method='encode_text') for x in ids.values())
-    pixels = source_lib.pixel_values(source, probe.canvases)
-    tower = vit.ViT(**{'out_dim': model.embed_dim, **image}, dtype=jnp.float32)
-    hidden = jax.jit(vit.hidden_states, static_argnums=0)(tower, given['img'], pixels.transpose(0, 2, 3, 1))
-    out = {'pixel_values': pixels, **ids, 'boxes': probe.canvas_boxes, 'image_tokens': encoded.tokens, 'hidden_states': hidden,
-           'image_features': encoded.z, 'text_features': z_text, 'phrase_features': z_phrase}
+  tower = vit.ViT(**{'out_dim': model.embed_dim, **image}, dtype=jnp.float32)
+
+  @jax.jit  # one program: the towers are compiled once
+  def everything(params, canvases, pixels, text_ids, phrase_ids, boxes):
+    apply = lambda method, *args: model.apply({'params': params}, *args, method=method)
+    encoded, z_phrase = apply('encode_image', canvases), apply('encode_text', phrase_ids)
+    out = {'image_tokens': encoded.tokens, 'image_features': encoded.z, 'phrase_features': z_phrase,
+           'text_features': apply('encode_text', text_ids),
+           'hidden_states': vit.hidden_states(tower, params['img'], pixels)}
     if regions != 'none':
-      out['region_features'] = apply(encoded, probe.canvas_boxes, method='embed_regions')
-      out['region_features of one box'] = out['region_features'][:1, :1]
+      out['region_features'] = apply('embed_regions', encoded, boxes)
     if regions == 'prompter':
-      z = jnp.broadcast_to(z_phrase[None], (len(probe.canvases), *z_phrase.shape))
-      boxes = apply(encoded, z, method='ground')
-      scores = jnp.einsum('bme,bme->bm', apply(encoded, boxes, method='embed_regions'), z)
-      out |= {'ground_boxes': boxes, 'ground_scores': scores, 'ground_pixels': np.stack(
-          [g.boxes_from_canvas(np.asarray(found)) for g, found in zip(probe.geometry, boxes)])}
-  return {name: np.asarray(x) for name, x in out.items()}
+      z = jnp.broadcast_to(z_phrase[None], (len(canvases), *z_phrase.shape))
+      found = apply('ground', encoded, z)
+      scores = jnp.einsum('bme,bme->bm', apply('embed_regions', encoded, found), z)
+      out |= {'ground_boxes': found, 'ground_scores': scores}
+    return out
+
+  pixels = source_lib.pixel_values(source, probe.canvases)
+  with jax.default_matmul_precision('highest'):
+    out = jax.device_get(everything(given, probe.canvases, pixels.transpose(0, 2, 3, 1), probe.text_ids,
+                                    probe.phrase_ids, probe.canvas_boxes))
+  out |= {'pixel_values': pixels, 'text_ids': probe.text_ids, 'phrase_ids': probe.phrase_ids,
+          'boxes': probe.canvas_boxes}
+  if regions != 'none':
+    out['region_features of one box'] = out['region_features'][:1, :1]
+  if regions == 'prompter':
+    out['ground_pixels'] = np.stack([g.boxes_from_canvas(found) for g, found in
+                                     zip(probe.geometry, out['ground_boxes'])])
+  return out
 
 
 TARGETS = {target.name: target for target in (
@@ -144,6 +154,8 @@ def run(checkpoint: str | os.PathLike, *, to: str, out: str | os.PathLike, step:
     card = model_card.render(cloc, source, target=target, parity=table(differences), probe=probe.name,
                              tolerance=tolerance, passed=passed)
     (partial / 'README.md').write_text(card, encoding='utf-8')
+    for path in partial.iterdir():  # safetensors writes files that nobody else may read
+      path.chmod((partial / 'parity.json').stat().st_mode)
     folder = out if passed else _free(out.with_name(f'{out.name}.failed'))
     partial.rename(folder)
   finally:

@@ -32,8 +32,9 @@ Data, as the run's config names it: `{data}` (split `{split}`), {examples:,} exa
 
 ## Parity
 
-{verdict} Compared with the model it was exported from, on {probe}: {how}. Relative differences are to an output's
-largest value; the tolerance is {tolerance:g}. The figures are also in `parity.json`.
+{verdict} Compared with the model it was exported from, on {probe}, by {how}.
+Relative differences are to an output's largest value; the tolerance is {tolerance:g}. The figures are also in
+`parity.json`.
 
 {parity}
 

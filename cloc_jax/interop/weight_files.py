@@ -27,7 +27,7 @@ from safetensors.numpy import load_file
 flat = load_file('FOLDER/params.safetensors')      # 'img/embedding/kernel', 'prompter/head/kernel', …
 ```
 
-Blocks of a tower are stacked on a leading axis. `config.json` holds the experiment, `tokenizer.json` the tokenizer.'''
+Blocks of a tower are stacked on a leading axis. `config.json` holds the shapes, `tokenizer.json` the tokenizer.'''
 
 
 def refuse_open_clip(source: Source) -> str | None:
@@ -137,7 +137,8 @@ def write_safetensors(source: Source, folder: pathlib.Path) -> None:
   from safetensors.numpy import save_file
   flat = {path: np.asarray(x, order='C') for path, x in trees.flatten(source.params).items()}
   save_file(flat, folder / 'params.safetensors')
-  hf_cloc.write_json(folder / 'config.json', hf_cloc.config(source))
+  hf_cloc.write_json(folder / 'config.json', {key: value for key, value in hf_cloc.config(source).items()
+                                              if key not in ('architectures', 'auto_map')})  # no code lies here
   hf_cloc.write_json(folder / 'preprocessor_config.json', hf_cloc.image_settings(source))
   tokenizer_json.write(source.tokenizer, folder, length=source.text_length, pads_matter=True)
 

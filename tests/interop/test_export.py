@@ -118,12 +118,12 @@ def test_logits_gradients_and_half_precision(exported):
   (out.logits_per_region.sum() + out.logits_per_image.sum() + model.ground(
       inputs['pixel_values'], out.text_embeds).boxes.sum()).backward()
   silent = [name for name, p in model.named_parameters() if p.grad is None]
-  assert set(silent) <= {'logit_bias'} or not silent
+  assert not silent
   half = model.to(torch.bfloat16)
   with torch.inference_mode():
     got = half(**inputs)
   for key in ('image_embeds', 'region_embeds', 'text_embeds'):
-    cosine = (got[key].float() * out[key].float()).sum(-1)
+    cosine = (got[key].float() * out[key].detach()).sum(-1)
     assert cosine.min() > 0.99, (key, cosine)
   assert half.prompter.box_tokens(inputs['boxes']).dtype == torch.float32
 

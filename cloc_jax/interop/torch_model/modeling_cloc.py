@@ -325,8 +325,8 @@ class RoIAlign(nn.Module):
     grid = math.isqrt(image_tokens.shape[1])
     x0, y0, x1, y1 = boxes.float().unbind(-1)
     features = image_tokens.float().unflatten(1, (grid, grid))
-    pooled = torch.einsum('bmh,bmw,bhwd->bmd', self._weights(y0, y1, grid), self._weights(x0, x1, grid), features)
-    return self.projection(pooled)
+    columns = torch.einsum('bmh,bhwd->bmwd', self._weights(y0, y1, grid), features)
+    return self.projection((self._weights(x0, x1, grid)[:, :, None] @ columns)[:, :, 0])
 
 
 class BoxHead(nn.Module):
