@@ -9,6 +9,7 @@ import difflib
 import importlib.metadata
 import importlib.util
 import json
+import math
 import os
 import pathlib
 import shutil
@@ -205,7 +206,8 @@ def _write_parity(path, target, probe, differences, tolerance, passed):
       'target': target.name, 'passed': passed, 'tolerance': tolerance, 'compared_with': target.how,
       'inputs': dict(name=probe.name, images=len(probe.images), texts=len(probe.texts), phrases=len(probe.phrases)),
       'versions': _versions(), 'written': datetime.datetime.now(datetime.timezone.utc).isoformat(timespec='seconds'),
-      'outputs': {name: dataclasses.asdict(d) for name, d in differences.items()}}
+      'outputs': {name: {key: value if not isinstance(value, float) or math.isfinite(value) else str(value)  # JSON has none
+                         for key, value in dataclasses.asdict(d).items()} for name, d in differences.items()}}
   path.write_text(json.dumps(record, indent=2) + '\n', encoding='utf-8')
 
 

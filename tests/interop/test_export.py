@@ -211,7 +211,7 @@ def test_a_wrong_weight_fails_the_gate(runs, tmp_path, monkeypatch, capsys, part
 
   def wrong(source):
     state = right(source)
-    state[part] = state[part] + 0.01
+    state[part] = state[part] * 1.02
     return state
   monkeypatch.setattr(hf_cloc, 'state_dict', wrong)
   status = cli.main(['export', '--checkpoint', str(runs['prompt']), '--to', 'hf-cloc', '--out', str(tmp_path / 'out'),

@@ -169,7 +169,7 @@ def test_clip_class_pads_with_the_end_mark(tmp_path):
 def test_a_sentencepiece_model_of_words_is_refused(tmp_path):
   import sentencepiece
   out = io.BytesIO()
-  sentencepiece.SentencePieceTrainer.train(sentence_iterator=iter(['a dog and a cat'] * 9), model_writer=out, vocab_size=8,
+  sentencepiece.SentencePieceTrainer.train(sentence_iterator=iter(['a dog and a cat'] * 9), model_writer=out, vocab_size=7,
                                            model_type='word', minloglevel=2)
   (tmp_path / 'm.model').write_bytes(out.getvalue())
   with pytest.raises(ValueError, match='of type 3; expected 1'):
