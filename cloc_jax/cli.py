@@ -6,7 +6,7 @@ import pathlib
 import sys
 import time
 
-from cloc_jax import cli_data, cli_eval, cli_hosts, cli_import_model, cli_label
+from cloc_jax import cli_data, cli_eval, cli_export, cli_hosts, cli_import_model, cli_label
 
 # Errors that the user can mend: shown as one line, without a traceback (--debug shows it).
 _USER_ERRORS = (ValueError, TypeError, KeyError, FileNotFoundError, FileExistsError, PermissionError,
@@ -85,6 +85,7 @@ def _parser() -> argparse.ArgumentParser:
   cli_data.add_verbs(verbs)
   cli_label.add_verbs(verbs)
   cli_import_model.add_verbs(verbs)
+  cli_export.add_verbs(verbs)
   return parser
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from cloc_jax import checkpoint, config as config_lib, inference, models, train_step, trees
+from cloc_jax import checkpoint, config as config_lib, inference, train_step, trees
 from cloc_jax.batch import abstract_batch
 from cloc_jax.data import tokenizer as tokenizer_lib
 from cloc_jax.interop import name_map, source as source_lib

@@ -26,7 +26,11 @@ LAZY = {'torch', 'torchvision', 'transformers'}
 NEVER = {'tensorflow', 'keras'}
 LIGHT = ['tensorflow', 'torch', 'ray', 'gradio', 'grain', 'tensorflow_datasets', 'transformers', 'cv2', 'flax', 'orbax']
 
-FILES = sorted(PACKAGE.rglob('*.py'))
+# PyTorch code that exported folders carry: data of the package, never imported by it.
+CARRIED = PACKAGE / 'interop' / 'torch_model'
+CARRIED_NEEDS = {'torch', 'transformers', 'numpy', 'PIL'}  # an exported folder promises to need nothing else
+
+FILES = sorted(path for path in PACKAGE.rglob('*.py') if CARRIED not in path.parents)
 
 
 def unit_of(module):
@@ -86,6 +90,17 @@ def test_imports_keep_to_the_levels(path):
   unit = unit_of(module_of(path)) or 'cli'
   found = imports(path.read_text(encoding='utf-8'), filename=str(path))
   assert not list(complaints(unit, found)), f'{path.relative_to(ROOT)}: see LEVELS in tests/test_layering.py'
+
+
+def test_carried_code_needs_only_what_it_promises_and_is_not_imported():
+  carried = sorted(CARRIED.glob('*.py'))
+  assert carried
+  for path in carried:
+    packages = {module.split('.')[0] for module, *_ in imports(path.read_text(encoding='utf-8'), filename=str(path))}
+    assert packages - set(sys.stdlib_module_names) <= CARRIED_NEEDS, path.name
+  for path in FILES:
+    names = [module for module, *_ in imports(path.read_text(encoding='utf-8'), filename=str(path))]
+    assert not any('torch_model' in name for name in names), path
 
 
 def test_every_folder_has_a_level():

@@ -3,6 +3,7 @@ import dataclasses
 from typing import Any
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 
 from cloc_jax.models import layers, posemb
@@ -152,6 +153,30 @@ def embed_patches(tower: ViT, params, tokens_bnd):
     if 'bias' in params['head']:
       x = x + params['head']['bias'].astype(x.dtype).reshape(1, 1, -1)
   return x
+
+
+def hidden_states(tower: ViT, params, image):
+  """The residual stream before the first block and behind each: (depth + 1, B, N [+ 1], D), without the final norm.
+
+  What multimodal LLMs read, LLaVA all but the last. The class token, where there is one, comes first.
+
+  params: the tower's own, with pos_embedding also where positions are computed (interop.source). image: normalised.
+  """
+  v, clip_form = tower.sizes(), tower.pool == 'tok'
+  x = PatchEmbedding(v.width, v.patch, use_bias=not clip_form, dtype=tower.dtype, parent=None).apply(
+      {'params': params['embedding']}, image)
+  if clip_form:
+    x = jnp.concatenate([jnp.broadcast_to(params['cls'], (len(x), 1, v.width)).astype(x.dtype), x], 1)
+  x = x + params['pos_embedding'].astype(x.dtype)
+  if clip_form:
+    x = nn.LayerNorm(epsilon=tower.ln_eps, dtype=tower.dtype, parent=None).apply({'params': params['pre_norm']}, x)
+  block = layers.EncoderBlock(v.heads, v.mlp_dim, act=tower.act, attention=tower.attention, ln_eps=tower.ln_eps,
+                              dtype=tower.dtype, parent=None)
+
+  def step(x, block_params):
+    x, _ = block.apply({'params': block_params}, x)
+    return x, x
+  return jnp.concatenate([x[None], jax.lax.scan(step, x, params['Transformer']['encoderblock'])[1]])
 
 
 class PatchEmbedding(nn.Module):
