@@ -21,7 +21,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from cloc_jax import export_probe, inference, model_card
-from cloc_jax.interop import hf_cloc, hf_dual, onnx_graphs, source as source_lib, weight_files
+from cloc_jax.interop import exported as exported_lib
+from cloc_jax.interop import exported_files, hf_cloc, hf_dual, onnx_graphs
 from cloc_jax.models import vit
 
 TOLERANCE = 1e-4
@@ -29,11 +30,11 @@ _READ_BACK = 'our own model, with the weights that were read back from the writt
 
 
 def _file_target(name, refuse, write, read, use, needs=('safetensors',)):
-  return source_lib.Target(name=name, refuse=refuse, write=write, how=_READ_BACK, use=use, needs=needs,
+  return exported_lib.Target(name=name, refuse=refuse, write=write, how=_READ_BACK, use=use, needs=needs,
                            outputs=lambda source, folder, probe: ours(source, probe, params=read(source, folder)))
 
 
-def ours(source: source_lib.Source, probe: source_lib.Probe, *, params: Any = None) -> dict[str, np.ndarray]:
+def ours(source: exported_lib.Source, probe: exported_lib.Probe, *, params: Any = None) -> dict[str, np.ndarray]:
   """Everything our model says of a probe, in float32.
 
   params: other parameters than the source's; towers alone give no outputs of regions. Positions are read from
@@ -63,7 +64,7 @@ def ours(source: source_lib.Source, probe: source_lib.Probe, *, params: Any = No
       out |= {'ground_boxes': found, 'ground_scores': scores}
     return out
 
-  pixels = source_lib.pixel_values(source, probe.canvases)
+  pixels = exported_lib.pixel_values(source, probe.canvases)
   with jax.default_matmul_precision('highest'):
     out = jax.device_get(everything(given, probe.canvases, pixels.transpose(0, 2, 3, 1), probe.text_ids,
                                     probe.phrase_ids, probe.canvas_boxes))
@@ -79,12 +80,12 @@ def ours(source: source_lib.Source, probe: source_lib.Probe, *, params: Any = No
 
 TARGETS = {target.name: target for target in (
     hf_cloc.TARGET, hf_dual.CLIP, hf_dual.SIGLIP,
-    _file_target('open-clip', weight_files.refuse_open_clip, weight_files.write_open_clip, weight_files.read_open_clip,
-                 weight_files.OPEN_CLIP_USE),
-    _file_target('big-vision', weight_files.refuse_big_vision, weight_files.write_big_vision,
-                 weight_files.read_big_vision, weight_files.BIG_VISION_USE, needs=()),
-    _file_target('safetensors', lambda source: None, weight_files.write_safetensors, weight_files.read_safetensors,
-                 weight_files.SAFETENSORS_USE),
+    _file_target('open-clip', exported_files.refuse_open_clip, exported_files.write_open_clip, exported_files.read_open_clip,
+                 exported_files.OPEN_CLIP_USE),
+    _file_target('big-vision', exported_files.refuse_big_vision, exported_files.write_big_vision,
+                 exported_files.read_big_vision, exported_files.BIG_VISION_USE, needs=()),
+    _file_target('safetensors', lambda source: None, exported_files.write_safetensors, exported_files.read_safetensors,
+                 exported_files.SAFETENSORS_USE),
     onnx_graphs.TARGET)}
 
 
@@ -124,7 +125,8 @@ def run(checkpoint: str | os.PathLike, *, to: str, out: str | os.PathLike, step:
 
   Raises:
     ValueError: on an unknown target, or a model that the target cannot express, saying why.
-    ModuleNotFoundError: naming what to install. FileExistsError: when `out` is in the way. FileNotFoundError, CheckpointError: on the checkpoint or the images.
+    ModuleNotFoundError: naming what to install. FileExistsError: when `out` is in the way. FileNotFoundError,
+      CheckpointError: on the checkpoint or the images.
   """
   if to not in TARGETS:
     near = difflib.get_close_matches(to, TARGETS, 1, 0.4)
@@ -164,10 +166,10 @@ def run(checkpoint: str | os.PathLike, *, to: str, out: str | os.PathLike, step:
   return Result(folder, differences, passed)
 
 
-def of_cloc(cloc: inference.Cloc) -> source_lib.Source:
+def of_cloc(cloc: inference.Cloc) -> exported_lib.Source:
   """What is exported of a loaded checkpoint."""
   functions = cloc.functions
-  return source_lib.make(functions.model, cloc.params, tokenizer=functions.tokenizer,
+  return exported_lib.make(functions.model, cloc.params, tokenizer=functions.tokenizer,
                          **dataclasses.asdict(functions.preprocessing))
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import PIL.Image
 
 from cloc_jax.data import scenes, transforms
-from cloc_jax.interop.source import Probe, Source
+from cloc_jax.interop.exported import Probe, Source
 
 _SUFFIXES = ('.jpg', '.jpeg', '.png', '.webp', '.bmp', '.gif', '.tif', '.tiff')
 # Accents, marks, numbers, another script, spaces to collapse, and more words than fit.

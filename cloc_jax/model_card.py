@@ -3,7 +3,7 @@ import json
 import pathlib
 
 from cloc_jax import evaluate
-from cloc_jax.interop.source import Source, Target
+from cloc_jax.interop.exported import Source, Target
 
 _TEXT = '''---
 tags: [cloc, clip, vision-language, region-embedding]

@@ -13,7 +13,7 @@ import numpy as np
 from cloc_jax import trees
 from cloc_jax.interop import name_map, tokenizer_json
 from cloc_jax.interop.name_map import CONV, HEADS_BIAS, HEADS_IN, LINEAR, TABLE, VECTOR, dense, heads_out, norm, row
-from cloc_jax.interop.source import Probe, Source, Target
+from cloc_jax.interop.exported import Probe, Source, Target
 
 CODE = ('modeling_cloc.py', 'processing_cloc.py')
 _AUTO_MODEL = {'AutoConfig': 'modeling_cloc.ClocConfig', 'AutoModel': 'modeling_cloc.ClocModel'}

@@ -9,7 +9,7 @@ import pathlib
 import numpy as np
 
 from cloc_jax.interop import hf_cloc, hf_weights, tokenizer_json
-from cloc_jax.interop.source import HF_ACTS, Probe, Source, Target
+from cloc_jax.interop.exported import HF_ACTS, Probe, Source, Target
 
 _USE = '''```python
 from transformers import AutoTokenizer, {model}

@@ -13,8 +13,9 @@ import warnings
 
 import numpy as np
 
-from cloc_jax.interop import hf_cloc, source as source_lib
-from cloc_jax.interop.source import Probe, Source, Target
+from cloc_jax.interop import exported as exported_lib
+from cloc_jax.interop import hf_cloc
+from cloc_jax.interop.exported import Probe, Source, Target
 
 _OPSET = 20  # the first with GELU
 USE = '''```python
@@ -95,7 +96,7 @@ def outputs(source: Source, folder: pathlib.Path, probe: Probe) -> dict[str, np.
     session = onnxruntime.InferenceSession(folder / name, providers=['CPUExecutionProvider'])
     return session.run(None, inputs)
 
-  z_image, tokens = run('image.onnx', pixel_values=source_lib.pixel_values(source, probe.canvases))
+  z_image, tokens = run('image.onnx', pixel_values=exported_lib.pixel_values(source, probe.canvases))
   z_text, = run('text.onnx', input_ids=probe.text_ids.astype(np.int64))
   z_phrase, = run('text.onnx', input_ids=probe.phrase_ids.astype(np.int64))
   out = {'image_features': z_image, 'image_tokens': tokens, 'text_features': z_text, 'phrase_features': z_phrase}
