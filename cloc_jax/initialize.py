@@ -37,7 +37,6 @@ class Init:
   text_length: int
   region_text_length: int
   full_texts: bool
-  eos_id: int | None
   tokenizer: tokenizer_lib.Tokenizer | None
   convert: Callable[..., name_map.Converted]
   notes: tuple[str, ...] = ()
@@ -96,8 +95,8 @@ def open_init(name: str, *, tokenizer: str | None = None) -> Init:
   # SigLIP saw its texts padded to full length and reads the last place; CLIP does not see behind the end.
   region_length = spec.text_length if spec.siglip else min(16, spec.text_length)
   return Init(name=name, model=spec.model_section(), image_size=spec.image_size, text_length=spec.text_length,
-              region_text_length=region_length, full_texts=spec.siglip, eos_id=spec.eos_id, tokenizer=own,
-              convert=source.convert, notes=spec.notes)
+              region_text_length=region_length, full_texts=spec.siglip, tokenizer=own, convert=source.convert,
+              notes=spec.notes)
 
 
 def _check_tokenizer(tokenizer, spec, name):
@@ -141,8 +140,8 @@ def _of_checkpoint(name, tokenizer):
     return name_map.Converted(trees.unflatten(take), {k: v.dtype.name for k, v in take.items()}, skipped)
 
   return Init(name=os.fspath(name), model=section, image_size=p.image_size, text_length=p.text_length,
-              region_text_length=p.region_text_length, full_texts=text.get('pool') == 'last', eos_id=text['eos_id'],
-              tokenizer=tokenizer, convert=convert)
+              region_text_length=p.region_text_length, full_texts=text.get('pool') == 'last', tokenizer=tokenizer,
+              convert=convert)
 
 
 # --- The config ---

@@ -331,8 +331,9 @@ def _stop_signal():
 def _tokenizer(data: DataOptions, workdir: pathlib.Path, init) -> tokenizer_lib.Tokenizer:
   """The config's tokenizer; one trained on the data's captions is trained once and kept in the workdir."""
   if data.tokenizer == 'init':
-    if init is None:
-      raise ValueError("config.data.tokenizer: 'init' is that of config.model.init, which is not set")
+    if init is None or init.tokenizer is None:
+      raise ValueError("config.data.tokenizer: 'init' is that of config.model.init, which "
+                       + ('is not set' if init is None else f'has none: {init.name}'))
     return init.tokenizer
   kind, _, size = data.tokenizer.partition(':')
   if kind != 'train':

@@ -136,7 +136,10 @@ def train_step(state: TrainState, batch: Batch, *, model: Cloc, tx: optax.Gradie
       lambda path, x: jnp.minimum(x, MAX_LOG_SCALE) if path in scales else x, params)
   ema = state.ema
   if ema is not None:
-    ema = jax.tree.map(lambda old, new: ema_decay * old + (1 - ema_decay) * new, ema, params)
+    # The average of what stands still is it, to the last bit.
+    ema = trees.map_with_path(
+        lambda path, old, new: ema_decay * old + (1 - ema_decay) * new if trained is None or path in trained else new,
+        ema, params)
   metrics |= {'grad_norm': trees.global_norm(grads), 'param_norm': trees.global_norm(params),
               'learning_rate': jnp.asarray(rate(state.step), jnp.float32)}
   return TrainState(state.step + 1, params, opt_state, ema), metrics

@@ -10,6 +10,7 @@ import safetensors.numpy
 import tiny_experiment
 import tokenizers
 
+import cloc_jax
 from cloc_jax import checkpoint, cli, guard, initialize, optim, train, train_step, trees
 from cloc_jax import config as config_lib
 from cloc_jax.data import clip_vocabulary
@@ -109,6 +110,42 @@ def test_frozen_towers_stay_bit_for_bit_and_late_ones_wait(foreign, base, tmp_pa
   again = initialize.of_config({'model': {'init': 'hf:gone'}, 'data': {}}, run=tmp_path)
   assert again.tokenizer.eos_id == WORDS - 1 and again.image_size == 36
   assert train.train(config, workdir=tmp_path, quiet=True).status == 'already_done'
+
+
+def test_the_verb_writes_a_checkpoint_that_everything_reads(foreign, tmp_path, capsys):
+  name, state, spec = foreign
+  out = tmp_path / 'imported'
+  assert cli.main(['import', name, '--out', str(out), '--prompter']) == 0
+  printed = capsys.readouterr().out
+  assert f'{len(state)} arrays loaded (float16 → float32)' in printed and 'box_head, prompter' in printed
+  assert 'loaded   visual.conv1.weight (float32)' in (out / 'import.txt').read_text()
+  cloc = cloc_jax.load(out)
+  assert cloc.ground(cloc.encode_image(np.zeros((20, 30, 3), np.uint8)), ['a dog']).boxes.shape == (1, 4)
+  want = trees.flatten(open_clip.to_jax(state, spec).params)
+  init = initialize.open_init(str(out))
+  shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), dict(cloc.params))
+  flat, report = initialize.load_params(init, shapes, parts='image')
+  assert {path.split('/')[0] for path in flat} == {'img'}
+  assert set(report.skipped) == set(trees.flatten(shapes)) - set(flat)
+  for path, x in flat.items():
+    np.testing.assert_array_equal(x, want[path])
+  assert cli.main(['import', name, '--out', str(out)]) == 2
+  assert 'holds checkpoints already' in capsys.readouterr().err
+
+
+def test_a_config_that_disagrees_with_its_init_is_told_where(foreign):
+  name, *_ = foreign
+  config = config_lib.load(str(tiny_experiment.ROOT / 'configs' / 'scenes_local.py'))
+  config_lib.override(config, [f'model.init={name}'])
+  with pytest.raises(ValueError) as error:
+    initialize.resolve(config, initialize.of_config(config))
+  for line in ('! model.image.width: the config says 128, the init has 32',
+               "! model.image.posemb: the config says 'sincos2d'",
+               '! model.text.depth: the config says 2, the init has 1', '! model.embed_dim: the config says 64',
+               '! data.text_length: the config says 28', "! data.tokenizer: 'train:1024'"):
+    assert line in str(error.value), line
+  with pytest.raises(ValueError, match="init_parts: expected one of .*got 'images'"):
+    initialize.resolve({'model': {'init_parts': 'images'}, 'data': {}}, None)
 
 
 @pytest.mark.slow
