@@ -6,6 +6,7 @@ read back from disk; the differences are written beside the weights. A folder th
 import dataclasses
 import datetime
 import difflib
+import functools
 import importlib.metadata
 import importlib.util
 import json
@@ -19,6 +20,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax.core import freeze
 
 from cloc_jax import export_probe, inference, model_card
 from cloc_jax.interop import exported as exported_lib
@@ -37,37 +39,23 @@ def _file_target(name, refuse, write, read, use, needs=('safetensors',)):
 def ours(source: exported_lib.Source, probe: exported_lib.Probe, *, params: Any = None) -> dict[str, np.ndarray]:
   """Everything our model says of a probe, in float32.
 
-  params: other parameters than the source's; towers alone give no outputs of regions. Positions are read from
-    img/pos_embedding if it is there, also by a model that computes them.
+  params: those that were read back, instead of the model's own; towers alone give no outputs of regions. Their positions
+    are those that were written, also where the model itself computes them.
   """
   model, given = source.model, source.params if params is None else params
   complete = 'prompter' in given or 'roi_head' in given
   regions = model.region_encoder if complete else 'none'
   keep = model.separate_temperature and 'region_t' in given
-  image = {**model.image, 'posemb': 'learn'}
-  model = model.clone(image=image, region_encoder=regions, separate_temperature=keep, dtype=jnp.float32)
+  image = dict(model.image) if params is None else {**model.image, 'posemb': 'learn'}
+  # Frozen, and no lists: jit tells models apart by their hash.
+  model = model.clone(image=freeze(image), text=freeze(dict(model.text)), prompter=freeze(dict(model.prompter)),
+                      region_encoder=regions, separate_temperature=keep, dtype=jnp.float32,
+                      image_mean=tuple(model.image_mean), image_std=tuple(model.image_std))
   tower = vit.ViT(**{'out_dim': model.embed_dim, **image}, dtype=jnp.float32)
-
-  @jax.jit  # one program: the towers are compiled once
-  def everything(params, canvases, pixels, text_ids, phrase_ids, boxes):
-    apply = lambda method, *args: model.apply({'params': params}, *args, method=method)
-    encoded, z_phrase = apply('encode_image', canvases), apply('encode_text', phrase_ids)
-    out = {'image_tokens': encoded.tokens, 'image_features': encoded.z, 'phrase_features': z_phrase,
-           'text_features': apply('encode_text', text_ids),
-           'hidden_states': vit.hidden_states(tower, params['img'], pixels)}
-    if regions != 'none':
-      out['region_features'] = apply('embed_regions', encoded, boxes)
-    if regions == 'prompter':
-      z = jnp.broadcast_to(z_phrase[None], (len(canvases), *z_phrase.shape))
-      found = apply('ground', encoded, z)
-      scores = jnp.einsum('bme,bme->bm', apply('embed_regions', encoded, found), z)
-      out |= {'ground_boxes': found, 'ground_scores': scores}
-    return out
-
   pixels = exported_lib.pixel_values(source, probe.canvases)
   with jax.default_matmul_precision('highest'):
-    out = jax.device_get(everything(given, probe.canvases, pixels.transpose(0, 2, 3, 1), probe.text_ids,
-                                    probe.phrase_ids, probe.canvas_boxes))
+    out = jax.device_get(_everything(model, tower, given, probe.canvases, pixels.transpose(0, 2, 3, 1), probe.text_ids,
+                                     probe.phrase_ids, probe.canvas_boxes))
   out |= {'pixel_values': pixels, 'text_ids': probe.text_ids, 'phrase_ids': probe.phrase_ids,
           'boxes': probe.canvas_boxes}
   if regions != 'none':
@@ -75,6 +63,24 @@ def ours(source: exported_lib.Source, probe: exported_lib.Probe, *, params: Any 
   if regions == 'prompter':
     out['ground_pixels'] = np.stack([g.boxes_from_canvas(found) for g, found in
                                      zip(probe.geometry, out['ground_boxes'])])
+  return out
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _everything(model, tower, params, canvases, pixels, text_ids, phrase_ids, boxes):
+  # One program: each tower is compiled once, and once for all exports of a model in a process.
+  apply = lambda method, *args: model.apply({'params': params}, *args, method=method)
+  encoded, z_phrase = apply('encode_image', canvases), apply('encode_text', phrase_ids)
+  out = {'image_tokens': encoded.tokens, 'image_features': encoded.z, 'phrase_features': z_phrase,
+         'text_features': apply('encode_text', text_ids),
+         'hidden_states': vit.hidden_states(tower, params['img'], pixels)}
+  if model.region_encoder != 'none':
+    out['region_features'] = apply('embed_regions', encoded, boxes)
+  if model.region_encoder == 'prompter':
+    z = jnp.broadcast_to(z_phrase[None], (len(canvases), *z_phrase.shape))
+    found = apply('ground', encoded, z)
+    scores = jnp.einsum('bme,bme->bm', apply('embed_regions', encoded, found), z)
+    out |= {'ground_boxes': found, 'ground_scores': scores}
   return out
 
 

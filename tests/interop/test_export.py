@@ -261,6 +261,21 @@ def test_a_missing_library_is_named(runs, tmp_path, monkeypatch):
     export.run(runs['all'], to='onnx', out=tmp_path / 'out')
 
 
+def test_wrong_positions_fail_the_gate(runs, tmp_path, monkeypatch):
+  """The reference computes its positions itself, so that a wrong table shows."""
+  from cloc_jax.interop import exported as exported_lib
+  make = exported_lib.make
+
+  def wrong(*args, **kwargs):
+    source = make(*args, **kwargs)
+    source.params['img']['pos_embedding'][:, 3] += np.linspace(0, 0.1, 16, dtype=np.float32)
+    return source
+  monkeypatch.setattr(exported_lib, 'make', wrong)
+  result = export.run(runs['prompt'], to='safetensors', out=tmp_path / 'out', limit=1)
+  assert not result.passed and not result.differences['image_tokens'].within(1e-4)
+  assert result.differences['text_features'].within(0)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize('name', ['all', 'siglip', 'roi_align'])
 def test_onnx(exported, name):
