@@ -39,8 +39,8 @@ def _file_target(name, refuse, write, read, use, needs=('safetensors',)):
 def ours(source: exported_lib.Source, probe: exported_lib.Probe, *, params: Any = None) -> dict[str, np.ndarray]:
   """Everything our model says of a probe, in float32.
 
-  params: those that were read back, instead of the model's own; towers alone give no outputs of regions. Their positions
-    are those that were written, also where the model itself computes them.
+  params: those that were read back, instead of the model's own; towers alone give no outputs of regions. Their
+    positions are those that were written, also where the model itself computes them.
   """
   model, given = source.model, source.params if params is None else params
   complete = 'prompter' in given or 'roi_head' in given
@@ -210,12 +210,13 @@ def table(differences: dict[str, Difference]) -> str:
 
 
 def _write_parity(path, target, probe, differences, tolerance, passed):
+  finite = lambda x: str(x) if isinstance(x, float) and not math.isfinite(x) else x  # JSON has no NaN
   record = {
       'target': target.name, 'passed': passed, 'tolerance': tolerance, 'compared_with': target.how,
       'inputs': dict(name=probe.name, images=len(probe.images), texts=len(probe.texts), phrases=len(probe.phrases)),
       'versions': _versions(), 'written': datetime.datetime.now(datetime.timezone.utc).isoformat(timespec='seconds'),
-      'outputs': {name: {key: value if not isinstance(value, float) or math.isfinite(value) else str(value)  # JSON has none
-                         for key, value in dataclasses.asdict(d).items()} for name, d in differences.items()}}
+      'outputs': {name: {key: finite(value) for key, value in dataclasses.asdict(d).items()}
+                  for name, d in differences.items()}}
   path.write_text(json.dumps(record, indent=2) + '\n', encoding='utf-8')
 
 

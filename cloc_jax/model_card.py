@@ -55,11 +55,11 @@ def render(cloc, source: Source, *, target: Target, parity: str, probe: str, tol
   facts = {
       'image tower': f'{v.depth} layers of width {v.width}, {v.heads} heads, patches of {v.patch} pixels; pooled by '
                      f'{source.image.pool!r}',
-      'images': f'{source.image_size} × {source.image_size} pixels ({grid} × {grid} patches), resized to fit and padded '
-                f'({source.pad}) with grey; mean {list(model.image_mean)}, standard deviation {list(model.image_std)}',
+      'images': f'{source.image_size} × {source.image_size} pixels ({grid} × {grid} patches), resized to fit and '
+                f'padded ({source.pad}) with grey; mean {list(model.image_mean)}, standard deviation {list(model.image_std)}',
       'text tower': '{1} layers of width {0}, {2} heads'.format(*source.text.sizes()),
-      'tokenizer': f'{source.tokenizer.name}, {source.tokenizer.vocab_size} ids; captions of {source.text_length} tokens, '
-                   f'phrases of {source.region_text_length}',
+      'tokenizer': f'{source.tokenizer.name}, {source.tokenizer.vocab_size} ids; captions of {source.text_length} '
+                   f'tokens, phrases of {source.region_text_length}',
       'joint width': str(model.embed_dim), 'region branch': regions[model.region_encoder]}
   towers_only = target.name in ('hf-clip', 'hf-siglip', 'open-clip', 'big-vision')
   what = 'This format holds the two towers; the region branch is not in it.' if towers_only else \

@@ -1,4 +1,4 @@
-"""Weights for open_clip, big_vision and anyone who reads arrays by name. `read` brings them back as they lie on disk."""
+"""Weights for open_clip, big_vision and anyone who reads arrays by name. `read_…` brings back what lies on disk."""
 import json
 import pathlib
 from typing import Any
@@ -21,7 +21,7 @@ BIG_VISION_USE = '''```python
 flat = dict(np.load('FOLDER/params.npz'))          # 'params/img/…', 'params/txt/…', 'params/t', 'params/b'
 ```
 
-`config.json` gives the keywords of big_vision's two_towers model (models.vit, models.proj.image_text.text_transformer).'''
+`config.json` gives the keywords of big_vision's two_towers (models.vit, models.proj.image_text.text_transformer).'''
 SAFETENSORS_USE = '''```python
 from safetensors.numpy import load_file
 flat = load_file('FOLDER/params.safetensors')      # 'img/embedding/kernel', 'prompter/head/kernel', …
@@ -43,7 +43,8 @@ def refuse_open_clip(source: Source) -> str | None:
   v, width = image.sizes(), text.sizes()[0]
   for what, mlp_dim, of in (('image', v.mlp_dim, v.width), ('text', source.text_mlp_dim, width)):
     if int(of * (mlp_dim / of)) != mlp_dim:
-      return f'open_clip gives the MLP as a ratio of the width; {mlp_dim} / {of} of the {what} tower does not come back whole'
+      return (f'open_clip gives the MLP as a ratio of the width; {mlp_dim} / {of} of the {what} tower does not come '
+              'back whole')
   if 'quick_gelu' in (image.act, text.act) and image.act != text.act:
     return f'open_clip has one quick_gelu for both towers, these have {image.act} and {text.act}'
   return None

@@ -21,8 +21,8 @@ model, tokenizer = {model}.from_pretrained(FOLDER), AutoTokenizer.from_pretraine
 `{processor}`, which {does}.'''
 CLIP_USE = _USE.format(
     model='CLIPModel', processor='CLIPImageProcessor', does='crops the middle of an image that was not padded before',
-    more='`CLIPVisionModel.from_pretrained(FOLDER)` is the image tower alone; LLaVA-1.5 and llava-hf take the folder as '
-    'their vision tower.')
+    more='`CLIPVisionModel.from_pretrained(FOLDER)` is the image tower alone; LLaVA-1.5 and llava-hf take the folder '
+    'as their vision tower.')
 SIGLIP_USE = _USE.format(
     model='SiglipModel', processor='SiglipImageProcessor', does='stretches an image to a square',
     more='Texts are padded to full length: `tokenizer(texts, padding="max_length", truncation=True)`.')
@@ -39,8 +39,8 @@ def refuse_clip(source: Source) -> str | None:
   if not image.out_dim:
     return 'CLIPModel projects the pooled image, this tower has no projection (out_dim is 0)'
   if text.eos_id == 2:
-    return ('transformers takes eos_token_id 2 for an older rule, the place of the largest id; this tokenizer ends texts '
-            'with 2')
+    return ('transformers takes eos_token_id 2 for an older rule, the place of the largest id; this tokenizer ends '
+            'texts with 2')
   return None
 
 
@@ -138,7 +138,8 @@ def _unit(found) -> np.ndarray:
 
 
 def _target(name, family, refuse, use):
-  return Target(name=name, refuse=refuse, use=use, how=f"transformers' {family} classes, in PyTorch, from images and texts",
+  return Target(name=name, refuse=refuse, use=use,
+                how=f"transformers' {family} classes, in PyTorch, from images and texts",
                 write=lambda source, folder: write(source, folder, family=family),
                 outputs=lambda source, folder, probe: outputs(source, folder, probe, family=family))
 

@@ -256,7 +256,8 @@ def test_damage_and_places_that_are_taken(runs, tmp_path):
 def test_a_missing_library_is_named(runs, tmp_path, monkeypatch):
   import importlib.util
   real = importlib.util.find_spec
-  monkeypatch.setattr(importlib.util, 'find_spec', lambda name, *rest: None if name == 'onnxscript' else real(name, *rest))
+  monkeypatch.setattr(importlib.util, 'find_spec',
+                      lambda name, *rest: None if name == 'onnxscript' else real(name, *rest))
   with pytest.raises(ModuleNotFoundError, match=r"onnxscript.*pip install 'cloc_jax\[export\]'"):
     export.run(runs['all'], to='onnx', out=tmp_path / 'out')
 

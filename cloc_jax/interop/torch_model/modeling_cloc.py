@@ -121,7 +121,8 @@ class AttentionPool(nn.Module):
   def __init__(self, width, heads, mlp_dim, act, eps):
     super().__init__()
     self.probe = nn.Parameter(torch.zeros(1, 1, width))
-    self.attention, self.norm, self.mlp = Attention(width, heads), nn.LayerNorm(width, eps=eps), Mlp(width, mlp_dim, act)
+    self.attention, self.norm = Attention(width, heads), nn.LayerNorm(width, eps=eps)
+    self.mlp = Mlp(width, mlp_dim, act)
 
   def forward(self, x):
     x = self.attention(self.probe.expand(x.shape[0], -1, -1), x)
