@@ -190,6 +190,7 @@ def main(argv=None):
                       choices=('projector', 'regions', 'prompter', 'llm', 'tower'))
   parser.add_argument('--coordinates', action='store_true', help="boxes as text before the placeholders, as in Ferret")
   parser.add_argument('--grounding', type=float, default=0.3, help='share of questions for boxes')
+  parser.add_argument('--limit', type=int, default=50, help='images of each kind to evaluate on')
   args = parser.parse_args(argv)
   pictures = [p for p in llava_lib.data(args, parser) if p.regions]
   if len(pictures) < 2:
@@ -212,7 +213,7 @@ def main(argv=None):
   few = max(1, len(losses) // 5)
   print(f'loss {sum(losses[:few]) / few:.3f} (first {few} steps) → {sum(losses[-few:]) / few:.3f} (last {few})')
   for which, some in (('learnt', learnt), ('held out', held)):
-    for name, (count, total) in evaluate(ferret, some, coordinates=args.coordinates).items():
+    for name, (count, total) in evaluate(ferret, some, limit=args.limit, coordinates=args.coordinates).items():
       print(f'{which}: {name} {count}/{total}')
   image = held[0].load()
   question, right, boxes = refer(held[0], random.Random(0))

@@ -124,9 +124,9 @@ def encode(processor, images, prompts, answers=None):
   With answers the rows are padded on the right and there are labels, -100 for all but the answers; without, they are
   padded on the left, for generation.
   """
-  inputs = dict(processor(images=images, text=prompts, padding=True, return_tensors='pt'))
-  inputs.pop('original_sizes', None)  # of CLOC's image processor; no model asks for it
-  rows = [ids[mask.bool()].tolist() for ids, mask in zip(inputs['input_ids'], inputs['attention_mask'])]
+  made = processor(images=images, text=prompts, padding=True, return_tensors='pt')
+  rows = [ids[mask.bool()].tolist() for ids, mask in zip(made['input_ids'], made['attention_mask'])]
+  inputs = {name: made[name] for name in ('pixel_values', 'image_sizes') if name in made}  # no model asks for more
   tokenizer, ends = processor.tokenizer, [[]] * len(rows)
   if answers is not None:
     ends = [tokenizer(a, add_special_tokens=False)['input_ids'] + [tokenizer.eos_token_id] for a in answers]
