@@ -13,6 +13,7 @@ import tempfile
 import time
 
 from cloc_jax.data import schema
+from cloc_jax.data.importers import counts as counts_lib
 from cloc_jax.label import storage
 from cloc_jax.label import summary as summary_lib
 from cloc_jax.label import work
@@ -77,6 +78,7 @@ def finish(folder: storage.Folder, out: str, *, meta: schema.DatasetMeta, split:
   remote = storage.is_remote(out)
   place = pathlib.Path(out)
   total, shards, versions, spans, num_bytes = summary_lib.Summary(), [], {}, [], 0
+  outcomes = counts_lib.Counts()  # as an import counts, so that validation and evaluation know what is not there
   with contextlib.ExitStack() as stack:
     scratch = (pathlib.Path(stack.enter_context(tempfile.TemporaryDirectory())) if remote
                else place.parent / f'.{place.name}.finishing')  # one process holds the lock, so one name does
@@ -91,6 +93,10 @@ def finish(folder: storage.Folder, out: str, *, meta: schema.DatasetMeta, split:
       for note in notes(folder):
         for failure in note['failures']:
           errors.write(json.dumps(failure, ensure_ascii=False) + '\n')
+          if failure['stage'] == 'source':
+            outcomes.noted('files', 'not read to the end', failure['id'])
+          else:
+            outcomes.dropped('images', f'stage {failure["stage"]}', failure['id'])
         total.merge(summary_lib.Summary.from_json(note['summary']))
         spans.append((note['began'], note['ended']))
         if note['records']:
@@ -111,7 +117,9 @@ def finish(folder: storage.Folder, out: str, *, meta: schema.DatasetMeta, split:
     label = {'fingerprint': fingerprint, 'versions': versions, 'busy_seconds': busy_seconds(spans),
              'summary': total.to_json()}
     (scratch / 'label.json').write_text(json.dumps(label, indent=1))
-    extra = {**meta.extra, 'label': versions, 'counts': label['summary']['counts']}
+    outcomes.kept('images', total.counts['written'])
+    outcomes.kept('boxes', total.counts['regions'])
+    extra = {**meta.extra, 'label': versions, 'counts': {split: outcomes.to_json()}}
     schema.write_info(scratch, meta=dataclasses.replace(meta, extra=extra), infos=[info], made_by=True)
     if remote:
       for path in sorted(scratch.glob('*.json*'), key=lambda path: path.name == 'dataset_info.json'):

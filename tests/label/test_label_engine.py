@@ -69,6 +69,7 @@ def test_two_broken_images_of_two_hundred(tmp_path):
                                'detector scripted detector 1, threshold 0.1')
   checked = validate.validate(tmp_path / 'out')
   assert checked.ok, checked.text()
+  assert checked.coverage == {'train': '198 of 200 images of the source; dropped: 1 stage decode, 1 stage read'}
   import tensorflow_datasets as tfds
   theirs = tfds.builder_from_directory(tmp_path / 'out').as_data_source('train')[0]
   assert [text.decode() for text in theirs['made_by']] == list(found[0].made_by)
