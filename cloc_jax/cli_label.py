@@ -13,8 +13,8 @@ def add_verbs(verbs) -> None:
                   '`cloc label report DIR` and `cloc label try IMAGE` show what came of it.',
       epilog='Any value of the config can be changed: --config.detector.threshold=0.2')
   label.add_argument('--input', nargs='+', metavar='SOURCE',
-                     help='folders, files or patterns: images (with .txt beside), .tar, .parquet, .jsonl, or an '
-                          'ArrayRecord data set; on a disk, or s3://…, gs://…')
+                     help='folders, files or patterns: images (with .txt beside), .tar, .parquet, .jsonl, or a '
+                          'prepared data set of TFDS; on a disk, or s3://…, gs://…, https://…')
   label.add_argument('--out', metavar='DIR', help='the data set to make, on a disk or in an object store')
   _add_stages(label)
   label.add_argument('--runner', choices=('local', 'ray'), default='local')

@@ -2,21 +2,19 @@
 
 Everything that reads records, or what a data set says of itself, opens it here.
 """
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 import difflib
 import os
 import re
 
-from array_record.python import array_record_module
 from google.protobuf import message
 import tensorflow_datasets as tfds
-from tensorflow_datasets.proto import tf_example_pb2
 
 from cloc_jax.data import schema
 from cloc_jax.data import spec as spec_lib
+from cloc_jax.data.importers import record_files
 
 
-_READ = 64  # records in memory at a time
 # What a damaged record makes the reader (RuntimeError, OSError), protobuf, or our own decoding raise. A mistake in the
 # code is none of these, and must not pass for data that may be masked.
 _DAMAGE = (RuntimeError, OSError, ValueError, IndexError, message.DecodeError)
@@ -120,49 +118,18 @@ class RecordSource:
         self.split, deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES)
 
 
-def read_shard(path: str | os.PathLike, *, text_keys: Sequence[str] | None = None) -> Iterator[schema.Example]:
-  """One ArrayRecord file's records in order.
-
-  Args:
-    path: a local file.
-    text_keys: None for records of ours. Else the file may be of any TFDS data set whose records have an encoded
-      `image`, and examples are without regions; their captions are the records' texts under these names, in this order,
-      those that a record lacks left out. The size is 0×0 where a record does not say it, and a record without an
-      `image_id` is called by its file and place.
+def read_shard(path: str | os.PathLike) -> Iterator[schema.Example]:
+  """The records of one ArrayRecord file of ours, in order.
 
   Raises:
-    RecordError: the file cannot be read, or a record lacks what it must have.
+    RecordError: the file cannot be read, or one of its records.
   """
   path = os.fspath(path)
-  reader = None
   try:
-    reader = array_record_module.ArrayRecordReader(path, 'readahead_buffer_size:0')
-    for start in range(0, reader.num_records(), _READ):
-      stop = min(start + _READ, reader.num_records())
-      for index, record in enumerate(reader.read(start, stop), start):
-        where = f'{path}, record {index}'
-        yield (schema.decode(record, where=where) if text_keys is None else
-               _plain_example(record, index=index, path=path, text_keys=text_keys))
-  except RecordError:
-    raise
+    for index, record in enumerate(record_files.array_records(path)):
+      yield schema.decode(record, where=f'{path}, record {index}')
   except _DAMAGE as error:
-    raise RecordError(f'{path}: {error}') from error
-  finally:
-    if reader is not None:
-      reader.close()
-
-
-def _plain_example(record, *, index, path, text_keys):
-  feature = tf_example_pb2.Example.FromString(record).features.feature
-  if not feature['image'].bytes_list.value:
-    raise RecordError(f'{path}, record {index}: no encoded \'image\'; it has {sorted(feature)}')
-  texts = (value.decode() for key in text_keys for value in feature[key].bytes_list.value)
-  named = feature['image_id']
-  image_id = [v.decode() for v in named.bytes_list.value] or map(str, named.int64_list.value)
-  size = [next(iter(feature[key].int64_list.value), 0) for key in ('height', 'width')]
-  return schema.Example(
-      image=feature['image'].bytes_list.value[0], image_id=next(iter(image_id), f'{os.path.basename(path)}/{index}'),
-      height=size[0], width=size[1], captions=tuple(dict.fromkeys(texts)))
+    raise RecordError(str(error) if path in str(error) else f'{path}: {error}') from error
 
 
 def check_split(split: str, *, valid, path) -> None:

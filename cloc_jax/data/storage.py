@@ -11,6 +11,7 @@ import hashlib
 import os
 import pathlib
 import re
+import tempfile
 from typing import Any, BinaryIO
 import urllib.parse
 
@@ -74,12 +75,12 @@ class Remote:
   def open(self, mode: str = 'rb', *, encoding: str | None = None, newline: str | None = None):
     """As pathlib.Path.open; bytes are fetched as they are read."""
     text = {} if 'b' in mode else {'encoding': encoding, 'newline': newline}
-    with _named(self.url):
+    with naming(self.url):
       return self._filesystem().open(self._key(), mode, **text)
 
   def read_bytes(self) -> bytes:
     """All of it in one request. Raises FileNotFoundError; OSError for whatever else the store says."""
-    with _named(self.url):
+    with naming(self.url):
       return self._filesystem().cat_file(self._key())
 
   def read_text(self, encoding: str = 'utf-8') -> str:
@@ -99,20 +100,24 @@ class Remote:
     """What fits below this folder, sorted; nothing on web servers, which have no lists."""
     if self.scheme in _WEB:
       return
-    with _named(self.url):
+    with naming(self.url):
       files = self._filesystem()
       found = files.glob(f'{self._key().rstrip("/")}/{pattern}')
     yield from (Remote(files.unstrip_protocol(key)) for key in sorted(found))
 
   def info(self) -> dict[str, Any]:
     """What the store says of it: size, type, and times or hashes under names of its own."""
-    with _named(self.url):
+    with naming(self.url):
       files = self._filesystem()
       files.invalidate_cache()
       return files.info(self._key())
 
+  def backend(self) -> tuple[Any, str]:
+    """(the fsspec file system, the key in it), for what is not offered here: writing, say. Errors: see `naming`."""
+    return self._filesystem(), self._key()
+
   def _says(self, question):
-    with _named(self.url):
+    with naming(self.url):
       return bool(getattr(self._filesystem(), question)(self._key()))
 
   def _filesystem(self):
@@ -199,6 +204,45 @@ def expand(pattern: str) -> list[str]:
   return found
 
 
+def walk(folder: Path) -> list[str]:
+  """All files below a folder by their names relative to it, sorted; hidden files and folders are left out.
+
+  Nothing where there is no such folder.
+
+  Raises:
+    ValueError: for a folder of a web server, which has no lists.
+  """
+  found = []
+  if isinstance(folder, Remote):
+    if folder.scheme in _WEB:
+      raise ValueError(f'{folder}: no such file, and web servers do not list folders: name the files')
+    with naming(folder.url):
+      files, key = folder.backend()
+      files.invalidate_cache()
+      found = [name[len(key.rstrip('/')):].lstrip('/') for name in files.find(key)]
+    return sorted(name for name in found if not any(part.startswith('.') for part in name.split('/')))
+  for where, folders, files in os.walk(folder):
+    folders[:] = [name for name in folders if not name.startswith('.')]
+    inside = os.path.relpath(where, folder).replace(os.sep, '/')
+    found += [name if inside == '.' else f'{inside}/{name}' for name in files if not name.startswith('.')]
+  return sorted(found)
+
+
+@contextlib.contextmanager
+def local_copy(name: str | os.PathLike) -> Iterator[pathlib.Path]:
+  """A path on a disk, for what cannot read streams: the file's own, or that of a copy that goes with the block."""
+  where = path(name)
+  if not isinstance(where, Remote):
+    yield where
+    return
+  with tempfile.TemporaryDirectory() as scratch:
+    copy = pathlib.Path(scratch, where.name)
+    with naming(where.url):
+      files, key = where.backend()
+      files.get_file(key, os.fspath(copy))
+    yield copy
+
+
 def upload(folder: pathlib.Path, target: Remote, *, last: str, progress: Callable[[str], None] | None = None) -> None:
   """Copies a folder's files to a store; `last` comes last, so that whoever sees it sees all.
 
@@ -212,7 +256,7 @@ def upload(folder: pathlib.Path, target: Remote, *, last: str, progress: Callabl
     source, there = folder / name, target / name
     wanted = source.stat().st_size
     if name == last or state(there) == 'missing' or size(there) != wanted:
-      with _named(there.url):
+      with naming(there.url):
         there._filesystem().put_file(os.fspath(source), there._key())
       if size(there) != wanted:
         raise OSError(f'{there}: {size(there)} bytes arrived of the {wanted} of {source}')
@@ -223,7 +267,7 @@ def upload(folder: pathlib.Path, target: Remote, *, last: str, progress: Callabl
 def remove_files(folder: Remote, *, first: str) -> None:
   """Removes the files of a folder, without those of folders in it; `first` before the others."""
   files = folder._filesystem()
-  with _named(folder.url):
+  with naming(folder.url):
     files.invalidate_cache()
     names = [entry['name'] for entry in files.ls(folder._key(), detail=True) if entry['type'] == 'file']
     for name in sorted(names, key=lambda name: not name.endswith(f'/{first}')):
@@ -247,7 +291,7 @@ def _filesystem(scheme, host):
 
 
 @contextlib.contextmanager
-def _named(url):
+def naming(url):
   """Whatever a store raises (each has errors of its own) becomes an OSError that names the file."""
   try:
     yield

@@ -10,7 +10,7 @@ import json
 import uuid
 
 from cloc_jax.data import schema
-from cloc_jax.label import storage
+from cloc_jax.label import folders
 
 
 def key(example: schema.Example) -> str:
@@ -34,7 +34,7 @@ class CaptionCache:
   """
 
   def __init__(self, folder: str, *, version: str):
-    self._root = storage.Folder(f'{folder.rstrip("/")}/{short_hash(version)}')
+    self._root = folders.Folder(f'{folder.rstrip("/")}/{short_hash(version)}')
     self._version = version
 
   def load(self, shard: str) -> dict[str, str]:
@@ -67,4 +67,4 @@ class CaptionCache:
 
   def _folder(self, shard):
     name = short_hash(shard)
-    return storage.Folder(f'{self._root.path}/{name[:2]}/{name}')  # no folder of millions
+    return folders.Folder(f'{self._root.path}/{name[:2]}/{name}')  # no folder of millions

@@ -21,9 +21,9 @@ import tqdm
 
 from cloc_jax import config as config_lib
 from cloc_jax.data import schema
+from cloc_jax.label import folders
 from cloc_jax.label import inputs
 from cloc_jax.label import runners
-from cloc_jax.label import storage
 from cloc_jax.label import summary as summary_lib
 from cloc_jax.label import writer
 
@@ -104,11 +104,11 @@ def run(job: Job, *, runner: str = 'local', pools: Mapping[str, Mapping[str, Any
   schema.check_names(meta=meta, splits=(job.split,))
   units = inputs.plan(job.inputs, split=job.split, shard_size=job.shard_size)
   wanted = fingerprint(job, units)
-  out = job.out.rstrip('/') if storage.is_remote(job.out) else str(pathlib.Path(job.out).expanduser().absolute())
+  out = folders.Folder(job.out).path
   done = _finished(out, wanted, overwrite=overwrite)
   if done is not None:
     return Outcome(out, done, already=True)
-  folder = storage.Folder(out + '.incomplete')
+  folder = folders.Folder(out + '.incomplete')
   with _alone(folder):
     _check_fingerprint(folder, wanted, overwrite=overwrite)
     todo, tally = _resume(folder, units, max_error_share=max_error_share, retry_errors=retry_errors)
@@ -182,11 +182,12 @@ def _differences(have, wanted):
 
 def _finished(out, wanted, *, overwrite):
   """The summary of a data set at `out` that this very job made; None where there is none, or it is to be replaced."""
-  have = json.loads(storage.Folder(out).read('label.json') or b'{}')
-  complete = storage.Folder(out).read('dataset_info.json') is not None
+  target = folders.Folder(out)
+  have = json.loads(target.read('label.json') or b'{}')
+  complete = target.read(schema.INFO_FILE) is not None
   if complete and have.get('fingerprint') == wanted and not overwrite:
     return summary_lib.Summary.from_json(have['summary'])
-  if storage.is_remote(out):
+  if target.remote:
     if complete and not overwrite:
       raise FileExistsError(f'{out} holds a data set of something else; --overwrite replaces it. What differs: '
                             + _differences(have.get('fingerprint', {}), wanted))
@@ -244,14 +245,14 @@ def _open_units(folder, units):
 
 def _remove_partial(folder):
   for name, _ in list(folder.names()):
-    if storage.PARTIAL in name:
+    if folders.PARTIAL in name:
       folder.remove(name)
 
 
 @contextlib.contextmanager
 def _alone(folder):
   """Holds a lock that the system frees with the process. Object stores have none: two runs there waste work only."""
-  if storage.is_remote(folder.path):
+  if folder.remote:
     yield
     return
   os.makedirs(folder.path, exist_ok=True)

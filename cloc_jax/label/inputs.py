@@ -5,7 +5,7 @@ ArrayRecord data set. Nothing but names is read to make the list.
 """
 from collections.abc import Iterator, Sequence
 import dataclasses
-import fnmatch
+import json
 import os
 import pathlib
 import re
@@ -14,11 +14,12 @@ from typing import Any
 from cloc_jax.data import imagefolder
 from cloc_jax.data import schema
 from cloc_jax.data import sources
+from cloc_jax.data import storage
 from cloc_jax.data.importers import counts as counts_lib
 from cloc_jax.data.importers import images
 from cloc_jax.data.importers import rows
+from cloc_jax.data.importers import tfds_named
 from cloc_jax.data.importers import webdataset
-from cloc_jax.label import storage
 
 TEXT_KEYS = ('captions', 'caption', 'text', 'alt_text')
 _TAR = re.compile(r'\.tar(\.(gz|bz2|xz))?$')
@@ -30,17 +31,19 @@ _RECORDS = re.compile(r'-(\w+)\.array_record-\d{5,}-of-\d{5,}$')
 class Unit:
   """What one worker reads.
 
-  kind: 'images', 'tar', 'rows' or 'records'.
-  root: what image ids of `images` are relative to.
+  kind: 'images', 'tar', 'rows', 'records' (ours) or 'tfds' (of any other data set of TFDS).
+  root: the folder; what image ids of `images` are relative to.
   paths: files; one, except for `images`.
   label: names the unit for people, and changes when a local file does.
   images: how many it has; None where only reading it tells.
+  task: of a 'tfds' unit, the importer's.
   """
   kind: str
   root: str
   paths: tuple[str, ...]
   label: str
   images: int | None = None
+  task: Any = None
 
 
 class Report(counts_lib.Counts):
@@ -77,6 +80,13 @@ def plan(inputs: Sequence[str | os.PathLike], *, split: str = 'train', shard_siz
   if len(set(names)) != len(names):
     twice = next(name for name in names if names.count(name) > 1)
     raise ValueError(f'two input files are called {twice!r}, and images are called by their file: rename one')
+  if len(inputs) > 1:
+    seen = set()
+    for name in (name for unit in found if unit.kind == 'images' for name in unit.paths):
+      if name in seen:
+        raise ValueError(f'two images are called {name!r}: give the folder that both are in, or label one after the '
+                         'other and train on a mixture')
+      seen.add(name)
   return found
 
 
@@ -89,24 +99,13 @@ def read(unit: Unit, report: Report, *, text_keys: Sequence[str] = TEXT_KEYS) ->
   if unit.kind == 'images':
     yield from _read_images(unit, report)
     return
-  with storage.local_copy(unit.paths[0]) as path:
-    if unit.kind == 'tar':
-      importer = webdataset.WebDataset((webdataset.TarsSource('train', (path,)),), caption_keys=tuple(text_keys))
-    elif unit.kind == 'rows':
-      importer = rows.Rows((rows.RowsSource('train', (path,)),), trust_boxes=True)  # boxes are not used
-    else:
-      yield from _read_records(path, report, text_keys)
-      return
-    for task in importer.splits()['train']:
-      for example in importer.read(task, report):
+  if unit.kind == 'records':
+    with storage.local_copy(unit.paths[0]) as path:
+      for example in sources.read_shard(path):
         yield dataclasses.replace(example, regions=())
-
-
-def describe(units: Sequence[Unit]) -> dict[str, Any]:
-  """What there is to read, for people."""
-  known = [unit.images for unit in units]
-  return {'units': len(units), 'kinds': sorted({unit.kind for unit in units}),
-          'images': None if None in known else sum(known)}
+    return
+  for example in _imported(unit, report, tuple(text_keys)):
+    yield dataclasses.replace(example, regions=())
 
 
 # --- making the list
@@ -116,12 +115,8 @@ def _plan_one(source, split, shard_size):
   root, names, is_folder = _list(source)
   if not names:
     raise FileNotFoundError(f'{source}: no such file or folder, or it is empty')
-  if is_folder and any(name.rpartition('/')[2] == 'dataset_info.json' for name in names):
-    shards = [name for name in names if '/' not in name and (m := _RECORDS.search(name)) and m[1] == split]
-    if not shards:
-      splits = sorted({m[1] for name in names if (m := _RECORDS.search(name))})
-      raise ValueError(f'{source}: the data set has no ArrayRecord files of split {split!r}; it has {splits}')
-    return [_file_unit('records', root, name) for name in shards]
+  if is_folder and schema.INFO_FILE in names:
+    return _plan_data_set(root, names, split)
   kinds = {
       'tar': [name for name in names if _TAR.search(name)],
       'rows': [name for name in names if name.endswith(_ROWS)],
@@ -146,37 +141,39 @@ def _plan_one(source, split, shard_size):
   return units
 
 
+def _plan_data_set(root, names, split):
+  """A unit a file of the split. Ours keep their ids; others are read as `cloc data import tfds` reads them."""
+  features = storage.path(root) / 'features.json'
+  there = json.loads(features.read_text()) if features.is_file() else {}
+  if schema.features().keys() <= there.get('featuresDict', {}).get('features', {}).keys():
+    shards = [name for name in names if '/' not in name and (m := _RECORDS.search(name)) and m[1] == split]
+    if not shards:
+      splits = sorted({m[1] for name in names if (m := _RECORDS.search(name))})
+      raise ValueError(f'{root}: the data set has no ArrayRecord files of split {split!r}; it has {splits}')
+    return [_file_unit('records', root, name) for name in shards]
+  tasks = tfds_named.Tfds(root, wanted=((split, split),), with_boxes=False).splits()[split]
+  return [Unit('tfds', root, (task.payload.path,), label=f'{task.payload.path}: {task.label}', images=task.images,
+               task=task) for task in tasks]
+
+
 def _list(source):
   """(root, sorted names relative to it, whether `source` is a folder)."""
-  if storage.is_remote(source):
-    fs, inside = storage.file_system(source)
-    protocol = source.partition('://')[0]
-    url = lambda path: f'{protocol}://{path.removeprefix("/") if protocol == "memory" else path}'
-    if any(c in source for c in '*?'):
-      found, folder, is_folder = sorted(fs.glob(inside)), inside.rpartition('/')[0], False
-    elif fs.isfile(inside):
-      found, folder, is_folder = [inside], inside.rpartition('/')[0], False
-    else:
-      folder, is_folder = inside.rstrip('/'), True
-      found = sorted(fs.find(folder)) if fs.exists(folder) else []
-    return url(folder), [path.removeprefix(folder).lstrip('/') for path in found], is_folder
-  path = pathlib.Path(source).expanduser().absolute()
-  if path.is_dir():
-    found = []
-    for folder, folders, files in os.walk(path):
-      folders[:] = sorted(name for name in folders if not name.startswith('.'))
-      inside = os.path.relpath(folder, path).replace(os.sep, '/')
-      found += [name if inside == '.' else f'{inside}/{name}' for name in files if not name.startswith('.')]
-    return str(path), sorted(found), True
-  if path.parent.is_dir():
-    names = sorted(name for name in os.listdir(path.parent) if fnmatch.fnmatchcase(name, path.name))
-    return str(path.parent), names, False
-  return str(path.parent), [], False
+  where = storage.path(source)
+  where = where if isinstance(where, storage.Remote) else where.absolute()
+  found = storage.expand(os.fspath(where))
+  alone = found == [os.fspath(where)]
+  if alone and not where.is_file():
+    return os.fspath(where).rstrip('/'), storage.walk(where), True
+  root = (found[0] if alone else re.split(r'[*?[]', os.fspath(where))[0]).rpartition('/')[0]
+  if isinstance(where, storage.Remote):  # stores spell a URL in their own way
+    key = storage.Remote(root).backend()[1].rstrip('/')
+    return root, sorted(storage.Remote(name).backend()[1][len(key) + 1:] for name in found), False
+  return root, sorted(name[len(root) + 1:] for name in found), False
 
 
 def _file_unit(kind, root, name):
   path = f'{root}/{name}'
-  state = '' if storage.is_remote(path) else f' ({counts_lib.file_state(path)})'
+  state = '' if storage.is_url(path) else f' ({storage.state(path)})'
   return Unit(kind, root, (path,), label=path + state)
 
 
@@ -206,17 +203,31 @@ def _read_images(unit, report):
 
 
 def _bytes(root, name):
-  if storage.is_remote(root):
-    fs, inside = storage.file_system(root)  # fsspec keeps one connection for all
-    return fs.cat_file(f'{inside}/{name}')
-  return pathlib.Path(root, name).read_bytes()
+  return (storage.path(root) / name).read_bytes()
 
 
-def _read_records(path, report, text_keys):
-  for example in sources.read_shard(path, text_keys=text_keys):
-    if not (example.height and example.width):
-      size = images.check_image(example.image, report, name=example.image_id)
-      if size is None:
-        continue
-      example = dataclasses.replace(example, height=size[0], width=size[1])
-    yield example
+def _imported(unit, report, text_keys):
+  """What the importer of the unit's format reads, file by file as a stream."""
+  where = storage.path(unit.paths[0])
+  if unit.kind == 'tar':
+    source = webdataset.TarsSource('train', (where,))
+    importer = webdataset.WebDataset((source,), caption_keys=text_keys)
+  elif unit.kind == 'rows':
+    importer = rows.Rows((rows.RowsSource('train', (where,)),), trust_boxes=True)  # boxes are not used
+  else:
+    yield from tfds_named.Tfds(unit.root, fields=_texts(unit.root, text_keys), with_boxes=False).read(unit.task, report)
+    return
+  for task in importer.splits()['train']:
+    yield from importer.read(task, report)
+
+
+def _texts(root, text_keys):
+  """The features among `text_keys` that hold texts, as the importer's fields."""
+  found = []
+  for key in text_keys:
+    try:
+      tfds_named.Tfds(root, fields=(('captions', key),), with_boxes=False)
+    except ValueError:  # not there, or no text
+      continue
+    found.append(('captions', key))
+  return tuple(found)

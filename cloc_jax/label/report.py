@@ -16,8 +16,9 @@ from cloc_jax import page
 from cloc_jax.data import schema
 from cloc_jax.data import sources
 from cloc_jax.data import stats
+from cloc_jax.data import storage
 from cloc_jax.data import transforms
-from cloc_jax.label import storage
+from cloc_jax.label import folders
 from cloc_jax.label import summary as summary_lib
 from cloc_jax.label import writer
 
@@ -65,7 +66,7 @@ def load(path: str | os.PathLike) -> Run:
     FileNotFoundError: `path` was not made by `cloc label`.
   """
   path = os.fspath(path).rstrip('/')
-  done = storage.Folder(path)
+  done = folders.Folder(path)
   label = done.read('label.json')
   if label is not None:
     found = json.loads(label)
@@ -73,7 +74,7 @@ def load(path: str | os.PathLike) -> Run:
     shards = sorted(done.place(name) for name, _ in done.names() if f'{writer.SHARD}-' in name)
     return Run(path, True, summary_lib.Summary.from_json(found['summary']), found['versions'], found['busy_seconds'],
                [json.loads(line) for line in lines], shards)
-  folder = storage.Folder(path if path.endswith('.incomplete') else f'{path}.incomplete')
+  folder = folders.Folder(path if path.endswith('.incomplete') else f'{path}.incomplete')
   total, versions, spans, failures, shards = summary_lib.Summary(), {}, [], [], []
   for note in writer.notes(folder):
     total.merge(summary_lib.Summary.from_json(note['summary']))
@@ -101,7 +102,7 @@ def write(path: str | os.PathLike, *, out: str | os.PathLike | None = None, imag
   run = load(path)
   name = run.path.rpartition('/')[2]
   if out is None:
-    out = f'{name}.label.html' if storage.is_remote(run.path) else pathlib.Path(run.path).parent / f'{name}.label.html'
+    out = f'{name}.label.html' if storage.is_url(run.path) else pathlib.Path(run.path).parent / f'{name}.label.html'
   body = [_head(run, name), _speed(run), _beside_paper(run), _figures(run), _lost(run), _phrases(run),
           _gallery(run, images)]
   out = pathlib.Path(out)

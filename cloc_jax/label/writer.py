@@ -14,7 +14,7 @@ import time
 
 from cloc_jax.data import schema
 from cloc_jax.data.importers import counts as counts_lib
-from cloc_jax.label import storage
+from cloc_jax.label import folders
 from cloc_jax.label import summary as summary_lib
 from cloc_jax.label import work
 
@@ -27,7 +27,7 @@ class Write:
   """Writes a shard and its note; gives the note. Doing it twice leaves the same files."""
 
   def __init__(self, folder: str, *, parquet: bool):
-    self._folder, self._parquet = storage.Folder(folder), parquet
+    self._folder, self._parquet = folders.Folder(folder), parquet
 
   def __call__(self, shard: work.Shard) -> dict:
     began = time.perf_counter()
@@ -56,7 +56,7 @@ class Write:
     return note
 
 
-def notes(folder: storage.Folder) -> Iterator[dict]:
+def notes(folder: folders.Folder) -> Iterator[dict]:
   """The notes of all complete shards, in the order of the input; those whose shard file is not whole are left out."""
   sizes = dict(folder.names())
   for name in sorted(sizes):
@@ -66,7 +66,7 @@ def notes(folder: storage.Folder) -> Iterator[dict]:
         yield note
 
 
-def finish(folder: storage.Folder, out: str, *, meta: schema.DatasetMeta, split: str, fingerprint: dict,
+def finish(folder: folders.Folder, out: str, *, meta: schema.DatasetMeta, split: str, fingerprint: dict,
            parquet: bool) -> summary_lib.Summary:
   """Complete shards → the data set at `out`, with label.json (figures) and errors.jsonl beside the records.
 
@@ -75,7 +75,7 @@ def finish(folder: storage.Folder, out: str, *, meta: schema.DatasetMeta, split:
   Raises:
     ValueError: shards were made by different versions of a stage, or none of them has a record.
   """
-  remote = storage.is_remote(out)
+  remote = folders.Folder(out).remote
   place = pathlib.Path(out)
   total, shards, versions, spans, num_bytes = summary_lib.Summary(), [], {}, [], 0
   outcomes = counts_lib.Counts()  # as an import counts, so that validation and evaluation know what is not there
@@ -83,10 +83,10 @@ def finish(folder: storage.Folder, out: str, *, meta: schema.DatasetMeta, split:
     scratch = (pathlib.Path(stack.enter_context(tempfile.TemporaryDirectory())) if remote
                else place.parent / f'.{place.name}.finishing')  # one process holds the lock, so one name does
     if not remote:
-      storage.Folder(scratch).remove_all()
+      folders.Folder(scratch).remove_all()
       scratch.mkdir()
-      stack.callback(storage.Folder(scratch).remove_all)
-    target = storage.Folder(out if remote else scratch)
+      stack.callback(folders.Folder(scratch).remove_all)
+    target = folders.Folder(out if remote else scratch)
     if remote:  # a data set that is replaced is none from here on
       target.remove('dataset_info.json')
     with open(scratch / 'errors.jsonl', 'w', encoding='utf-8') as errors:
@@ -111,7 +111,7 @@ def finish(folder: storage.Folder, out: str, *, meta: schema.DatasetMeta, split:
         final.touch()  # TFDS reads the data set's name from the files beside its metadata
     info = schema.finish_split(scratch, name=meta.name, split=split, shards=shards, num_bytes=num_bytes, move=move)
     if parquet:
-      tables = storage.Folder(f'{target.path}/parquet')
+      tables = folders.Folder(f'{target.path}/parquet')
       for source, _ in shards:
         folder.copy(source.stem + PARQUET, tables, source.stem + PARQUET)
     label = {'fingerprint': fingerprint, 'versions': versions, 'busy_seconds': busy_seconds(spans),

@@ -13,7 +13,7 @@ from cloc_jax.data import validate
 from cloc_jax.label import engine
 from cloc_jax.label import report
 from cloc_jax.label import scripted
-from cloc_jax.label import storage
+from cloc_jax.label import folders
 
 
 class Counting(scripted.Captioner):
@@ -36,7 +36,7 @@ def counting_fixture(monkeypatch):
 
 
 def partial_files(folder):
-  return [path for path in pathlib.Path(folder).rglob('*') if storage.PARTIAL in path.name]
+  return [path for path in pathlib.Path(folder).rglob('*') if folders.PARTIAL in path.name]
 
 
 def test_two_broken_images_of_two_hundred(tmp_path):
@@ -93,7 +93,7 @@ def test_an_interrupted_run_goes_on_and_gives_the_same_bytes(tmp_path, counting,
   with pytest.raises(KeyboardInterrupt):
     engine.run(job)
   assert not (tmp_path / 'out').exists()
-  left = tmp_path / 'out.incomplete' / f'000009-00000.array_record{storage.PARTIAL}dead'
+  left = tmp_path / 'out.incomplete' / f'000009-00000.array_record{folders.PARTIAL}dead'
   left.write_bytes(b'half')
   Counting.stop = ''
   engine.run(job)
@@ -247,7 +247,7 @@ def test_from_and_to_an_object_store(tmp_path):
 
 
 def _hold(folder, ready, done):
-  with engine._alone(storage.Folder(folder)):
+  with engine._alone(folders.Folder(folder)):
     ready.set()
     done.wait(20)
 

@@ -104,22 +104,60 @@ def test_a_data_set_of_ours_and_of_others(tmp_path):
   with pytest.raises(ValueError, match=r"split 'test'; it has \['train', 'val'\]"):
     inputs.plan([tmp_path / 'ours'], split='test')
 
+
+def test_any_data_set_of_tfds_with_its_texts_and_without_its_boxes(tmp_path):
+  """As coco_captions has them: texts in a list of dictionaries, boxes that nothing says the names of."""
   import tensorflow_datasets as tfds
-  features = tfds.features.FeaturesDict({'image': tfds.features.Image(), 'text': tfds.features.Text(),
-                                         'label': tfds.features.Scalar(np.int64)})
-  theirs = tmp_path / 'theirs'
-  theirs.mkdir()
-  writer = schema.shard_writer(theirs / 'other-train.array_record-00000-of-00001')
-  for i in range(2):
-    path = tmp_path / f'{i}.jpg'
-    path.write_bytes(jpeg(i))
-    row = {'image': str(path), 'text': f'alt {i}', 'label': i}
-    writer.write(features.serialize_example(features.encode_example(row)))
-  writer.close()
-  (theirs / 'dataset_info.json').write_text('{}')
-  found = texts(inputs.plan([theirs]))
-  assert list(found.values()) == [('alt 0',), ('alt 1',)]
-  assert list(found)[0] == 'other-train.array_record-00000-of-00001/0'
+  f = tfds.features
+  features = f.FeaturesDict({
+      'image': f.Image(encoding_format='jpeg'), 'image/id': np.int64, 'alt_text': f.Text(),
+      'captions': f.Sequence({'id': np.int64, 'text': f.Text()}), 'objects': f.Sequence({'bbox': f.BBoxFeature()})})
+  root = tmp_path / 'theirs' / '1.0.0'
+  root.mkdir(parents=True)
+  template = tfds.core.ShardedFileTemplate(data_dir=root, dataset_name='other', split='train',
+                                           filetype_suffix='array_record')
+  for shard, rows in enumerate([(0, 1), (2,)]):
+    writer = schema.shard_writer(template.sharded_filepath(shard_index=shard, num_shards=2))
+    for i in rows:
+      writer.write(features.serialize_example({
+          'image': io.BytesIO(jpeg(i)), 'image/id': 100 + i, 'alt_text': f'alt {i}',
+          'captions': [{'id': 1, 'text': f'one {i}'}, {'id': 2, 'text': f'two {i}'}],
+          'objects': [{'bbox': f.BBox(0.1, 0.2, 0.3, 0.4)}]}))
+    writer.close()
+  info = tfds.core.SplitInfo(name='train', shard_lengths=[2, 1], num_bytes=1, filename_template=template)
+  tfds.folder_dataset.write_metadata(data_dir=root, features=features, split_infos=[info], version='1.0.0',
+                                     check_data=False, description='')
+  units = inputs.plan([root])
+  assert [unit.images for unit in units] == [2, 1]
+  assert read_all(units) == [(0, 0, True, ['100', '101'], []), (1, 0, True, ['102'], [])]
+  assert texts(units) == {str(100 + i): (f'alt {i}',) for i in range(3)}  # what text_keys name
+  shard, = work.read(units[1], 1, shard_size=9, text_keys=('caption',))
+  assert [item.example.captions for item in shard.items] == [('one 2', 'two 2')]  # or what such data sets usually have
+  assert not shard.items[0].example.regions
+  with pytest.raises(ValueError, match="no split 'test'"):
+    inputs.plan([root], split='test')
+
+
+def test_patterns_and_streams_of_a_store(tmp_path):
+  files = pytest.importorskip('fsspec').filesystem('memory')
+  for folder in ('a', 'b'):
+    (tmp_path / folder).mkdir()
+    write_tar(tmp_path / folder / f'{folder}.tar', {'0.jpg': jpeg(), '0.txt': b'text'})
+  assert [unit.paths for unit in inputs.plan([tmp_path / '*' / '?.tar'])] == [
+      (f'{tmp_path}/a/a.tar',), (f'{tmp_path}/b/b.tar',)]
+  files.put(str(tmp_path / 'a'), '/inputs/a', recursive=True)
+  label_jobs.write_photos(tmp_path / 'photos', 2)
+  files.put(str(tmp_path / 'photos'), '/inputs/photos', recursive=True)
+  files.pipe('/inputs/photos/rows.jsonl', b'{"image": "0001.jpg", "caption": "row"}\n')
+  try:
+    for source in ('memory://inputs/a', 'memory://inputs/a/*.tar', 'memory://inputs/a/a.tar'):
+      assert texts(inputs.plan([source])) == {'a/0': ('text',)}
+    assert list(texts(inputs.plan(['memory://inputs/photos/*.jpg']))) == ['0000.jpg', '0001.jpg']
+    assert list(texts(inputs.plan(['memory://inputs/photos/rows.jsonl'])).values()) == [('row',)]
+    with pytest.raises(FileNotFoundError, match='memory://inputs/nothing'):
+      inputs.plan(['memory://inputs/nothing'])
+  finally:
+    files.rm('/inputs', recursive=True)
 
 
 def test_an_id_that_comes_twice_in_a_file_is_reported(tmp_path):
@@ -144,6 +182,9 @@ def test_what_is_no_source_is_named(tmp_path):
   write_tar(tmp_path / 'b' / 'a.tar', {'0.jpg': jpeg()})
   with pytest.raises(ValueError, match="two input files are called 'a.tar'"):
     inputs.plan([tmp_path / 'a.tar', tmp_path / 'b' / 'a.tar'])
+  label_jobs.write_photos(tmp_path / 'c', 1)
+  with pytest.raises(ValueError, match="two images are called '0000.jpg'"):
+    inputs.plan([tmp_path / 'c', tmp_path / '0000.jpg'])
 
 
 def test_a_changed_file_changes_its_label(tmp_path):

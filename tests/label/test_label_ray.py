@@ -11,7 +11,7 @@ import pytest
 import label_jobs
 from cloc_jax.label import engine
 from cloc_jax.label import report
-from cloc_jax.label import storage
+from cloc_jax.label import folders
 
 pytest.importorskip('ray')
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings('ignore')]  # Ray's own warnings are not ours to mend
@@ -87,7 +87,7 @@ def check(out, expected):
   assert label_jobs.digests(out) == expected
   ids = [example.image_id for example in label_jobs.records(out)]
   assert ids == [f'{i:04}.jpg' for i in range(COUNT) if i not in BROKEN]
-  assert not [path for path in out.parent.rglob('*') if storage.PARTIAL in path.name]
+  assert not [path for path in out.parent.rglob('*') if folders.PARTIAL in path.name]
   assert not pathlib.Path(f'{out}.incomplete').exists()
   assert report.load(out).summary.tables['errors'] == {'read': 1, 'decode': 1}
 
@@ -124,7 +124,7 @@ def test_a_killed_driver_goes_on_where_it_stopped(photos, expected, tmp_path, st
     time.sleep(0.1)
   done = {path: path.stat().st_mtime_ns for path in notes(out)}
   assert 4 <= len(done) < 20 and not out.exists()
-  (pathlib.Path(f'{out}.incomplete') / f'000019-00000.array_record{storage.PARTIAL}x').write_bytes(b'half')
+  (pathlib.Path(f'{out}.incomplete') / f'000019-00000.array_record{folders.PARTIAL}x').write_bytes(b'half')
   process = start(photos, out, pids, seconds=0.1)
   wait_for(lambda: len(notes(out)) > len(done), process=process, pids=pids)
   assert all(path.stat().st_mtime_ns == when for path, when in done.items())  # none of them is done twice

@@ -23,8 +23,8 @@ def read(path: str, *, skip: int, take: int) -> Iterator[bytes]:
   yield from kind(path, skip=skip, take=take)
 
 
-def array_records(path: str, *, skip: int, take: int) -> Iterator[bytes]:
-  """See `read`."""
+def array_records(path: str, *, skip: int = 0, take: int | None = None) -> Iterator[bytes]:
+  """See `read`; without `take` all that follow."""
   if storage.is_url(path) and storage.path(path).scheme != 'gs':
     raise ValueError(f'{path}: ArrayRecord files are read from a disk or gs://; copy it')
   try:
@@ -32,6 +32,8 @@ def array_records(path: str, *, skip: int, take: int) -> Iterator[bytes]:
     there = reader.num_records()
   except (RuntimeError, OSError) as error:
     raise ValueError(f'{path} is no ArrayRecord file, or cut off: {error}') from error
+  if take is None:
+    take = max(0, there - skip)
   if there < skip + take:
     raise ValueError(f'{path} is cut off: {there} records are left, of which {skip + take} are asked for')
   for begin in range(skip, skip + take, _BATCH):

@@ -74,6 +74,7 @@ class Tfds(engine.Importer):
     the usual names.
   boxes: their convention, one of box_conventions.CONVENTIONS; None for what a BBoxFeature says of itself.
   classes: a CSV file (label, name) for labels that are codes, as Open Images'.
+  with_boxes: False for images and texts alone, whatever boxes there are.
   name, trust_boxes: see coco.Coco. A shard of the source becomes a shard.
   """
   dataset: str
@@ -84,6 +85,7 @@ class Tfds(engine.Importer):
   classes: str | os.PathLike | None = None
   name: str = 'tfds'
   trust_boxes: bool = False
+  with_boxes: bool = True
 
   def __post_init__(self):
     if self.boxes is not None and self.boxes not in box_conventions.CONVENTIONS:
@@ -95,7 +97,8 @@ class Tfds(engine.Importer):
         raise ValueError(f'unknown field {role!r}; known are {list(ROLES)}{hint}')
     self._folder = os.fspath(find_version(self.dataset, self.data_dir))
     self._source = _builder(self._folder).name
-    self._fields = choose(_builder(self._folder).info.features, self.fields, where=self._folder)
+    self._fields = choose(_builder(self._folder).info.features, self.fields, where=self._folder,
+                          with_boxes=self.with_boxes)
     self._convention = self._convention_of(self._fields)
 
   def files(self) -> list[str | os.PathLike]:
@@ -216,7 +219,7 @@ def find_version(dataset: str | os.PathLike, data_dir: str | os.PathLike | None)
 
 
 def choose(features: tfds.features.FeaturesDict, said: Sequence[tuple[str, str]], *,
-           where: str) -> dict[str, list[_Field]]:
+           where: str, with_boxes: bool = True) -> dict[str, list[_Field]]:
   """Role → its features: those said, and the usual ones for other roles.
 
   Raises:
@@ -229,6 +232,8 @@ def choose(features: tfds.features.FeaturesDict, said: Sequence[tuple[str, str]]
   if several:
     raise ValueError(f'field {several[0]!r} is there twice')
   for role, names in _USUAL.items():
+    if role == 'boxes' and not with_boxes:
+      continue
     _add_usual(found, features, role, names)
   if 'image' not in found:
     raise ValueError(f'{where}: no feature image: expected --field image=…; its features: {_spelt(features)}')
