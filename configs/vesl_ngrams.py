@@ -5,5 +5,5 @@ import vesl_owlv2
 def get_config(arg=''):
   config = vesl_owlv2.get_config(arg)
   config.captioner = dict(spec='alt-text')
-  config.phrases = dict(spec='ngrams')
+  config.phrases = dict(spec='ngrams', limit=300, longest=10)
   return config

@@ -76,10 +76,11 @@ class SpacyChunks:
 
 
 class NGrams:
-  """Queries as OWLv2's self-training takes them from alt-texts (Minderer et al. 2023, appendix; SPEC §5 "– VESL").
+  """Queries as OWLv2's self-training takes them from alt-texts (SPEC §5 "– VESL").
 
-  All word n-grams up to `longest` words, by their first word and then by length; generic words are dropped first, and
-  n-grams of stop words alone left out. Their 300 queries an image are the default: 20 would end at the second word.
+  All word n-grams of up to 10 words, by their first word and then by length, the first 300 of an image; generic words
+  are dropped first, and n-grams of stop words alone left out: Minderer et al. 2023 (arXiv 2306.09683), appendix A.2.
+  Unlike there a query is asked once where words repeat, and several alt-texts share the 300.
   """
 
   def __init__(self, *, limit: int = 300, longest: int = 10):

@@ -22,11 +22,12 @@ from cloc_jax.label import folders
 from cloc_jax.label import summary as summary_lib
 from cloc_jax.label import writer
 
-# Paper, Table 1: regions an image, tokens of an image's text and of a region's.
+# Paper, Table 1: images, regions an image, tokens of an image's text and of a region's.
 PAPER = {
-    'VESL, WiT (300 M images)': (11.6, 44.9, 2.1), 'VESL, 2 B images': (11.5, 35.9, 2.1),
-    'n-grams of alt-text (300 M)': (5.1, 17.1, 3.9), 'Visual Genome (108 K)': (38.0, None, None),
-    'Flickr30k Entities (32 K)': (8.7, None, None), 'GRIT, released (17 M)': (1.8, None, 4.6)}
+    'VESL, WiT': ('300 M', '11.6', '44.9', '2.1'), 'VESL, 2 B': ('2 B', '11.5', '35.9', '2.1'),
+    'n-grams of the alt-text': ('300 M', '5.1', '17.1', '3.9'), 'Flickr30k Entities': ('32 K', '8.7', '–', '–'),
+    'RefCOCO, RefCOCO+, RefCOCOg': ('20–27 K', '2.1–2.5', '–', '3.5–8.4'),
+    'Visual Genome': ('108 K', '38.0', '–', '–'), 'GRIT, released': ('17 M', '1.8', '–', '4.6')}
 _CURVES = {'regions_per_image': 'regions an image', 'queries_per_image': 'queries an image',
            'caption_words': 'words a caption', 'alt_text_words': 'words an alt-text',
            'region_words': 'words a region text', 'score_percent': 'score of a region, %'}
@@ -165,12 +166,12 @@ def _speed(run):
 
 
 def _beside_paper(run):
-  of = lambda name: mean(run.summary.histograms[name])
-  ours = (of('regions_per_image'), of('caption_words'), of('region_words'))
-  rows = [(name, *('–' if value is None else f'{value:.1f}' for value in row))
-          for name, row in {'this run (words)': ours, **PAPER}.items()]
+  found = (mean(run.summary.histograms[name]) for name in ('regions_per_image', 'caption_words', 'region_words'))
+  ours = (f'{run.summary.counts["written"]:,}', *('–' if value is None else f'{value:.1f}' for value in found))
+  rows = [(name, *row) for name, row in {'this run (words)': ours, **PAPER}.items()]
   return ('<section>\n<h2>Beside the paper</h2>\n'
-          + table(rows, head=('data set', 'regions an image', 'length of the caption', 'of a region text'), ours=0)
+          + table(rows, head=('data set', 'images', 'regions an image', 'length of the caption', 'of a region text'),
+                  ours=0)
           + '<p class="soft">The paper (Table 1) counts tokens, this page words; an English word is 1.2 to 1.5 tokens.</p>'
           '</section>')
 

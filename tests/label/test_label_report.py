@@ -111,6 +111,16 @@ def test_shipped_configs_build():
     json.dumps(config_lib.plain(config))
 
 
+@pytest.mark.parametrize('spec', ['openai:http://h:1/v1#m', 'fuse:openai:http://h:1/v1#m|openai:http://h:1/v1#l',
+                                  'alt-text'])
+def test_the_config_spells_out_the_defaults(spec):
+  file = pathlib.Path(__file__).resolve().parents[2] / 'configs' / 'vesl_owlv2.py'
+  config = config_lib.load(f'{file}:{spec}', sections=cli_label.SECTIONS)
+  settings = config_lib.plain(config)['captioner']
+  assert settings['spec'] == spec and ('prompt' in settings) == (spec != 'alt-text')
+  assert engine.build_stage('captioner', settings).version == engine.build_stage('captioner', {'spec': spec}).version
+
+
 @pytest.mark.slow
 def test_training_on_the_labels(tmp_path, coco_mini):
   """Real photos through scripted stages, then a few steps of the trainer."""
