@@ -7,11 +7,11 @@
 #SBATCH --requeue
 # A Ray cluster of the job's nodes, and `cloc label` on it. A requeued job goes on where it stopped:
 #   sbatch --nodes=4 --time=24:00:00 launch/ray_slurm.sh --input DATA --out LABELS --config configs/vesl_owlv2.py \
-#     --config.pools.captioner.size=24 --config.pools.captioner.num_gpus=1 \
-#     --config.pools.detector.size=8 --config.pools.detector.num_gpus=1
+#     --config.pools.captioner.size=30 --config.pools.captioner.num_gpus=1 \
+#     --config.pools.detector.size=2 --config.pools.detector.num_gpus=1
 # DATA, LABELS and the repository lie where all nodes see them. Arguments go to `cloc label`.
 cd "${SLURM_SUBMIT_DIR:-$(dirname "${BASH_SOURCE[0]}")/..}"
-export EXTRAS="${EXTRAS:-label,hf}"
+export EXTRAS="${EXTRAS:-label}"
 source launch/setup_env.sh
 # Every user's clusters, and those of several jobs on one node, need ports and folders of their own.
 port=$((20000 + SLURM_JOB_ID % 20000))

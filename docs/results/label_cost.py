@@ -126,7 +126,8 @@ def cost(given: Assumptions, one_gpu: dict[str, float], models: tuple[str, ...])
               hours * given.gpus * given.price, 'GPUs' if by_gpu <= by_cpu else 'CPUs')
 
 
-CASES = {'new captions': ('captioner', 'detector'), 'new captions, fused with alt-texts': ('captioner', 'llm', 'detector'),
+CASES = {'new captions': ('captioner', 'detector'),
+         'new captions, fused with alt-texts': ('captioner', 'llm', 'detector'),
          'captions from the cache, or alt-texts': ('detector',)}
 
 

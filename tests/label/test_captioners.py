@@ -28,7 +28,7 @@ class Server(http.server.ThreadingHTTPServer):
     super().__init__(('127.0.0.1', 0), Handler)
     self.script, self.lock = script, threading.Lock()
     self.seen, self.busy, self.busiest = [], 0, 0
-    threading.Thread(target=self.serve_forever, daemon=True).start()
+    threading.Thread(target=self.serve_forever, args=(0.01,), daemon=True).start()
 
   @property
   def address(self):
