@@ -4,6 +4,7 @@ A unit is what one worker reads alone: a run of image files, one archive, one Pa
 ArrayRecord data set. Nothing but names is read to make the list.
 """
 from collections.abc import Iterator, Sequence
+import concurrent.futures
 import dataclasses
 import json
 import os
@@ -24,6 +25,7 @@ from cloc_jax.data.importers import webdataset
 TEXT_KEYS = ('captions', 'caption', 'text', 'alt_text')
 _TAR = re.compile(r'\.tar(\.(gz|bz2|xz))?$')
 _ROWS = ('.parquet', '.jsonl')
+_REQUESTS, _AHEAD = 16, 128  # to a store at once; images in memory ahead
 _RECORDS = re.compile(r'-(\w+)\.array_record-\d{5,}-of-\d{5,}$')
 
 
@@ -181,20 +183,19 @@ def _file_unit(kind, root, name):
 
 
 def _read_images(unit, report):
-  for name in unit.paths:
-    try:
-      data = _bytes(unit.root, name)
-    except OSError as error:
-      missing = isinstance(error, FileNotFoundError)
-      report.lost_image(name, 'missing' if missing else 'unreadable', detail='' if missing else str(error))
+  for name, data, text in _files(unit):
+    if isinstance(data, OSError):
+      missing = isinstance(data, FileNotFoundError)
+      report.lost_image(name, 'missing' if missing else 'unreadable', detail='' if missing else str(data))
       continue
     size = images.check_image(data, report, name=name)
     if size is None:
       continue
+    if isinstance(text, OSError) and not isinstance(text, FileNotFoundError):
+      report.lost_image(name, 'alt-text is unreadable', detail=str(text))
+      continue
     try:
-      text = _bytes(unit.root, f'{name.rpartition(".")[0]}.txt').decode('utf-8-sig')
-    except FileNotFoundError:
-      text = ''
+      text = '' if isinstance(text, OSError) else text.decode('utf-8-sig')
     except UnicodeDecodeError as error:
       report.lost_image(name, 'alt-text is not UTF-8', detail=str(error))
       continue
@@ -202,8 +203,23 @@ def _read_images(unit, report):
     yield schema.Example(image=data, image_id=name, height=size[0], width=size[1], captions=tuple(texts))
 
 
+def _files(unit):
+  """Yields (name, bytes of the image, bytes of the .txt beside), or the OSError for either. Stores are asked ahead."""
+  def fetch(name):
+    return name, _bytes(unit.root, name), _bytes(unit.root, f'{name.rpartition(".")[0]}.txt')
+  if not storage.is_url(unit.root):
+    yield from map(fetch, unit.paths)
+    return
+  with concurrent.futures.ThreadPoolExecutor(_REQUESTS) as pool:
+    for start in range(0, len(unit.paths), _AHEAD):
+      yield from pool.map(fetch, unit.paths[start:start + _AHEAD])
+
+
 def _bytes(root, name):
-  return (storage.path(root) / name).read_bytes()
+  try:
+    return (storage.path(root) / name).read_bytes()
+  except OSError as error:
+    return error
 
 
 def _imported(unit, report, text_keys):

@@ -181,6 +181,7 @@ def _connect(address, *, num_cpus, object_store_bytes):
   if address is not None and (num_cpus or object_store_bytes):
     raise ValueError('--ray-cpus and --ray-object-store are for a cluster on this machine, not with --ray-address')
   logging.getLogger('ray.data').setLevel(logging.WARNING)  # it reports plans and logs of its own at each start
+  logging.getLogger('ray.data._internal.progress').setLevel(logging.ERROR)  # it warns that its bars are off
   ours = not ray.is_initialized()
   if ours and address is not None:
     ray.init(address=address, log_to_driver=False, logging_level='WARNING')

@@ -4,6 +4,7 @@ While a run is under way, `OUT.incomplete/` holds for each shard NAME.array_reco
 with its figures and failures. The JSON is written last: it is the mark that the shard is complete.
 """
 from collections.abc import Iterator
+import concurrent.futures
 import contextlib
 import dataclasses
 import json
@@ -21,6 +22,8 @@ from cloc_jax.label import work
 SHARD, NOTE, PARQUET = '.array_record', '.json', '.parquet'
 _OWN_NOTES = ('fingerprint.json',)
 _PARQUET_GROUP = 256  # rows
+_REQUESTS = 32  # to a store at once
+_AHEAD = 1024  # that are waited for together
 
 
 class Write:
@@ -59,11 +62,21 @@ class Write:
 def notes(folder: folders.Folder) -> Iterator[dict]:
   """The notes of all complete shards, in the order of the input; those whose shard file is not whole are left out."""
   sizes = dict(folder.names())
-  for name in sorted(sizes):
-    if name.endswith(NOTE) and name not in _OWN_NOTES:
-      note = json.loads(folder.read(name))
-      if not note['records'] or sizes.get(note['name'] + SHARD) == note['file_bytes']:
-        yield note
+  names = sorted(name for name in sizes if name.endswith(NOTE) and name not in _OWN_NOTES)
+  for data in _at_once(folder, folder.read, [(name,) for name in names]):
+    note = json.loads(data)
+    if not note['records'] or sizes.get(note['name'] + SHARD) == note['file_bytes']:
+      yield note
+
+
+def _at_once(folder, call, rows):
+  """Yields call(*row) in order. A store answers after tens of milliseconds, so it is asked many things at a time."""
+  if not folder.remote:
+    yield from (call(*row) for row in rows)
+    return
+  with concurrent.futures.ThreadPoolExecutor(_REQUESTS) as pool:
+    for start in range(0, len(rows), _AHEAD):
+      yield from pool.map(lambda row: call(*row), rows[start:start + _AHEAD])
 
 
 def finish(folder: folders.Folder, out: str, *, meta: schema.DatasetMeta, split: str, fingerprint: dict,
@@ -104,16 +117,18 @@ def finish(folder: folders.Folder, out: str, *, meta: schema.DatasetMeta, split:
           shards.append((pathlib.Path(note['name'] + SHARD), note['records']))
           num_bytes += note['bytes']
     total.trim()
+    copies = []
 
     def move(source, final):
-      folder.copy(source.name, target, final.name)
+      copies.append((source.name, target, final.name))
       if remote:
         final.touch()  # TFDS reads the data set's name from the files beside its metadata
     info = schema.finish_split(scratch, name=meta.name, split=split, shards=shards, num_bytes=num_bytes, move=move)
     if parquet:
       tables = folders.Folder(f'{target.path}/parquet')
-      for source, _ in shards:
-        folder.copy(source.stem + PARQUET, tables, source.stem + PARQUET)
+      copies += [(source.stem + PARQUET, tables, source.stem + PARQUET) for source, _ in shards]
+    for _ in _at_once(folder, folder.copy, copies):
+      pass
     label = {'fingerprint': fingerprint, 'versions': versions, 'busy_seconds': busy_seconds(spans),
              'summary': total.to_json()}
     (scratch / 'label.json').write_text(json.dumps(label, indent=1))

@@ -51,6 +51,8 @@ def test_a_folder_of_images(tmp_path):
   assert read_all(units) == [
       (0, 0, True, ['a/deep/0000.jpg'], [('a/deep/0001.jpg', 'read')]),
       (1, 0, True, ['a/deep/0002.jpg', 'b/0000.jpg'], []), (2, 0, True, ['b/0001.jpg'], [])]
+  (tmp_path / 'b' / '0000.txt').write_bytes(b'\xff')
+  assert read_all(units)[1] == (1, 0, True, ['a/deep/0002.jpg'], [('b/0000.jpg', 'read')])
   assert texts(units)['b/0001.jpg'] == ('alt-text 1', 'second line 1') and texts(units)['a/deep/0000.jpg'] == ()
 
 
