@@ -121,7 +121,7 @@ def test_imagenet_from_the_command_line(tmp_path, monkeypatch, capsys):
   fns = EncoderFns(encode_image=lambda images: images, image_embedding=lambda images: np.tile(z[0], (len(images), 1)),
                    embed_regions=None, encode_text=encode_text, ground=None)
   one = encoders.Encoder(fns=fns, image_size=8, pad='center', info={'encoder': 'hf:x/one'})
-  monkeypatch.setattr(encoders, 'load', lambda spec, step, mesh: one)
+  monkeypatch.setattr(encoders, 'load', lambda spec, **options: one)
   monkeypatch.chdir(tmp_path)
   argv = ['eval', '--encoder', 'hf:x/one', '--imagefolder', 'r', '--task', 'imagenet-r']
   assert cli.main(argv) == 2 and '198 class folders are missing' in capsys.readouterr().err

@@ -55,7 +55,7 @@ def test_detection_stands_beside_the_other_figures(painted, tmp_path, monkeypatc
   # The picture's dark corner is no colour, and lies above nothing in score.
   rows = [*rows, {'image_id': 'picture-0', 'bbox': [0, 0, 2, 2], 'score': 0.01}]
   (tmp_path / 'p.json').write_text(json.dumps(rows))
-  monkeypatch.setattr(encoders, 'load', lambda spec, step, mesh: encoder())
+  monkeypatch.setattr(encoders, 'load', lambda spec, **options: encoder())
   argv = ['eval', '--encoder', 'hf:x/colors', '--data', str(path), '--out', str(tmp_path), '--batch-size', '4']
   assert cli.main([*argv, '--proposals', str(tmp_path / 'p.json')]) == 0
   assert 'detection over the supplied boxes, AP ' in capsys.readouterr().out

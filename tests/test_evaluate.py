@@ -95,7 +95,7 @@ def test_the_verb_writes_the_figures_of_an_image_folder(tmp_path, monkeypatch, c
   from cloc_jax import cli
   (tmp_path / 'images' / 'red').mkdir(parents=True)
   Image.new('RGB', (8, 8), (250, 0, 0)).save(tmp_path / 'images' / 'red' / '0.png')
-  monkeypatch.setattr(encoders, 'load', lambda spec, step, mesh: color_encoder())
+  monkeypatch.setattr(encoders, 'load', lambda spec, **options: color_encoder())
   argv = ['eval', '--encoder', 'hf:x/colors', '--imagefolder', str(tmp_path / 'images')]
   monkeypatch.chdir(tmp_path)
   assert cli.main(argv) == 0

@@ -89,25 +89,26 @@ class _PrepareEval(grain.transforms.Map):
 
   def map(self, element):
     if isinstance(element, prepare.Damaged):
-      nothing = geometry_lib.resize_with_pad(height=1, width=1, canvas=self.image_size, pad=self.pad)
-      return None, EvalExample(image_id='', captions=(), geometry=nothing, boxes=np.zeros((0, 4), np.float32),
+      return None, EvalExample(image_id='', captions=(), geometry=self._geometry(1, 1), boxes=np.zeros((0, 4), np.float32),
                                region_captions=(), categories=(), error=element.error)
     height, width, canvas, error = element.height, element.width, None, ''
     try:
       image = prepare.open_example(element, mode='exact')
       height, width = image.height, image.width
+      geometry = self._geometry(height, width)
+      canvas = image.on_canvas(geometry, pad_value=prepare.PAD_VALUE)
     except transforms.ImageError as reason:
       if self.on_error == 'raise':
         raise transforms.ImageError(f'{reason}; --allow-missing leaves such images out, and counts them') from reason
-      error = str(reason)
-    geometry = geometry_lib.resize_with_pad(height=height, width=width, canvas=self.image_size, pad=self.pad)
-    if not error:
-      canvas = image.on_canvas(geometry, pad_value=prepare.PAD_VALUE)
+      error, geometry = str(reason), self._geometry(height, width)
     usable = prepare.usable_regions(element)
     return canvas, EvalExample(
         image_id=element.image_id, captions=tuple(prepare.usable_captions(element)), geometry=geometry,
         boxes=geometry_lib.normalized_boxes_to_canvas(geometry, usable.boxes),
         region_captions=tuple(usable.regions.captions), categories=tuple(usable.regions.categories), error=error)
+
+  def _geometry(self, height, width):
+    return geometry_lib.resize_with_pad(height=height, width=width, canvas=self.image_size, pad=self.pad)
 
 
 @dataclasses.dataclass(frozen=True)

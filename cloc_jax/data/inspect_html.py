@@ -36,38 +36,41 @@ def write_gallery(path: spec_lib.Data, *, split: str, out: str | os.PathLike, co
       path, split=split, image_size=image_size, regions_per_image=regions_per_image, seed=seed, flip=flip, pad=pad,
       shuffle=shuffle, crop=crop)
   shown = [examples[i] for i in range(min(count, len(examples)))]
+  canvases = np.empty((len(shown), image_size, image_size, 3), np.uint8)
+  shown = [prepare.paint(e, canvas, on_error='mask') for e, canvas in zip(shown, canvases)]
   counts = {name: sum(int(e.counts.get(name, 0)) for e in shown) for name in prepare.STATS}
   counts |= {'captions': sum(bool(e.caption) for e in shown), 'region_captions': counts['regions_kept']}
   meta = sources.read_meta(path)
   out = pathlib.Path(out)
   out.parent.mkdir(parents=True, exist_ok=True)
-  out.write_text(_page(meta, split=split, examples=shown, counts=counts), encoding='utf-8')
+  out.write_text(_page(meta, split=split, examples=zip(shown, canvases), counts=counts), encoding='utf-8')
   return counts
 
 
 def _page(meta, *, split, examples, counts):
   title = f'{meta.name} · {split}'
   sizes = ', '.join(f'{name} {size:,}' for name, size in meta.splits.items())
-  facts = {'shown': len(examples), 'regions in their records': counts['regions_seen'],
+  facts = {'shown': counts['examples'], 'regions in their records': counts['regions_seen'],
            'regions shown': counts['regions_kept'],
-           **({'regions cropped out': counts['regions_cropped_out']} if counts['cropped'] else {}), 'mirrored': counts['flipped'],
-           'boxes dropped': counts['boxes_dropped'], 'boxes clipped': counts['boxes_clipped'],
-           'unreadable images': counts['corrupt_images'], 'empty captions': counts['empty_captions'],
-           'empty region captions': counts['empty_region_captions']}
+           **({'regions cropped out': counts['regions_cropped_out']} if counts['cropped'] else {}),
+           'mirrored': counts['flipped'], 'boxes dropped': counts['boxes_dropped'],
+           'boxes clipped': counts['boxes_clipped'], 'unreadable images': counts['corrupt_images'],
+           'empty captions': counts['empty_captions'], 'empty region captions': counts['empty_region_captions']}
   return page.document(title=title, body=(
       f'<header>\n<h1>{html.escape(title)}</h1>\n<p>{html.escape(meta.description)}</p>\n'
       f'<p class="soft">Splits: {html.escape(sizes)}. Images, boxes and captions are shown as a training step gets '
       f'them: resized, padded, perhaps mirrored, with the regions and the caption drawn for this epoch.</p>\n'
-      f'{page.facts(facts)}\n</header>\n<main class="grid">\n' + '\n'.join(map(_figure, examples)) + '\n</main>'))
+      f'{page.facts(facts)}\n</header>\n<main class="grid">\n' + '\n'.join(_figure(*pair) for pair in examples)
+      + '\n</main>'))
 
 
-def _figure(example):
-  side = example.image.shape[0]
+def _figure(example, canvas):
+  side = canvas.shape[0]
   large_first = np.argsort(-box_lib.area(example.boxes), kind='stable')  # small boxes are not to be painted over
   boxes = ''.join(page.box(example.boxes[i], index=int(i), side=side) for i in large_first)
   labels = ''.join(f'<li>{page.chip(i)}<span>{html.escape(region.caption)}{_aside(region)}</span></li>'
                    for i, region in enumerate(example.regions))
-  if not example.image_ok:
+  if example.image is None:
     caption = '<p class="bad">This image could not be decoded: training masks it.</p>'
   elif not example.caption:
     caption = '<p class="soft">No caption.</p>'
@@ -75,7 +78,7 @@ def _figure(example):
     caption = f'<p>{html.escape(example.caption)}</p>'
   mirrored = ' · mirrored' if example.counts.get('flipped') else ''
   return (
-      f'<figure>{page.picture(example.image, boxes)}<figcaption>{caption}<ol>{labels}</ol>'
+      f'<figure>{page.picture(canvas, boxes)}<figcaption>{caption}<ol>{labels}</ol>'
       f'<div class="id">{html.escape(example.image_id)}{mirrored}</div></figcaption></figure>')
 
 

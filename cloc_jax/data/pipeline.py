@@ -94,8 +94,8 @@ def train_dataset(path: spec_lib.Data | None = None, *, split: str = 'train', to
     examples = examples.repeat(epochs)
   batches = examples.slice(slice(skip_examples + process_index, end, process_count)).batch(
       batch_size, drop_remainder=True,
-      batch_fn=Collate(tokenizer, text_length=text_length, region_text_length=region_text_length,
-                       regions_per_image=regions_per_image))
+      batch_fn=Collate(tokenizer, image_size=image_size, text_length=text_length,
+                       region_text_length=region_text_length, regions_per_image=regions_per_image, on_error=on_error))
   # One thread keeps two batches ready; more would only fight with the trainer for the interpreter.
   options = grain.ReadOptions(num_threads=0 if num_workers else 1, prefetch_buffer_size=0 if num_workers else 2)
   dataset = batches.to_iter_dataset(options)
@@ -110,7 +110,7 @@ def prepared_dataset(path: spec_lib.Data, *, split: str, image_size: int, region
                      flip: bool = False, pad: str = 'center', shuffle: bool = True, on_error: str = 'mask',
                      decode: str = 'exact', captions: str | Sequence[float] = 'random',
                      crop: transforms.Crop | None = None) -> grain.MapDataset:
-  """The examples of `train_dataset` before they are tokenised and batched: a MapDataset of prepare.Prepared."""
+  """The examples of `train_dataset` before they are painted, tokenised and batched: a MapDataset of prepare.Prepared."""
   source = sources.open_source(path, split=split)
   if on_error == 'mask':
     source = Tolerant(source)
@@ -150,15 +150,18 @@ class Tolerant:
 
 
 class Collate:
-  """A list of prepare.Prepared → dict(batch=…, stats=…); tokenises a whole batch at once."""
+  """A list of prepare.Prepared → dict(batch=…, stats=…); paints into one array, and tokenises a whole batch at once."""
 
-  def __init__(self, tokenizer, *, text_length: int, region_text_length: int, regions_per_image: int):
+  def __init__(self, tokenizer, *, image_size: int, text_length: int, region_text_length: int, regions_per_image: int,
+               on_error: str = 'mask'):
     self._tokenizer = tokenizer
     self._text_length, self._region_text_length = text_length, region_text_length
-    self._regions_per_image = regions_per_image
+    self._image_size, self._regions_per_image, self._on_error = image_size, regions_per_image, on_error
 
   def __call__(self, examples: Sequence[prepare_lib.Prepared]) -> dict:
     size, regions = len(examples), self._regions_per_image
+    images = np.empty((size, self._image_size, self._image_size, 3), np.uint8)
+    examples = [prepare_lib.paint(e, out, on_error=self._on_error) for e, out in zip(examples, images)]
     tokens = self._tokenizer([e.caption for e in examples], length=self._text_length)
     boxes = np.tile(np.array(_FULL_CANVAS, np.float32), (size, regions, 1))
     region_mask = np.zeros((size, regions), bool)
@@ -171,8 +174,8 @@ class Collate:
     region_tokens = self._tokenizer(phrases, length=self._region_text_length)
     has_caption = np.array([bool(e.caption) for e in examples])
     batch = Batch(
-        image=np.stack([e.image for e in examples]),
-        image_mask=has_caption & np.array([e.image_ok for e in examples]), text=tokens.ids, boxes=boxes,
+        image=images, image_mask=has_caption & np.array([e.image is not None for e in examples]), text=tokens.ids,
+        boxes=boxes,
         region_text=region_tokens.ids.reshape(size, regions, self._region_text_length), region_mask=region_mask)
     stats = {name: sum(e.counts.get(name, 0) for e in examples) for name in prepare_lib.STATS}
     stats |= {

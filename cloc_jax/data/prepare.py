@@ -1,4 +1,7 @@
-"""One record → what a batch needs of it: the random choices, the pixels, and the boxes that move with them."""
+"""One record → what a batch needs of it: the random choices, the boxes that move with the pixels, then the pixels.
+
+Pixels come last, when all that is small is done for a whole batch: decoding one image empties the processor's caches.
+"""
 from collections.abc import Sequence
 import dataclasses
 import logging
@@ -22,18 +25,18 @@ PAD_VALUE = 127
 
 @dataclasses.dataclass(frozen=True)
 class Prepared:
-  """One example after the random transforms, still with its words; m ≤ regions_per_image.
+  """One example after the random draws, still with its words, and as a rule without its pixels; m ≤ regions_per_image.
 
-  image: (S, S, 3) uint8.
-  image_ok: False if the image could not be decoded; there are no regions then.
+  image: what `paint` makes the canvas of; None where there is none, and then there are no regions.
+  geometry: how it is put on the canvas.
   caption: '' if the record has none.
   boxes: (m, 4) float32, xyxy normalised to the canvas.
   regions: the m regions as stored, in the order of `boxes`.
   counts: what was found, by the names in STATS.
   """
-  image: np.ndarray
+  image: transforms.Opened | np.ndarray | None
+  geometry: geometry_lib.Geometry | None
   image_id: str
-  image_ok: bool
   caption: str
   boxes: np.ndarray
   regions: tuple[schema.Region, ...]
@@ -69,17 +72,14 @@ class Prepare(grain.transforms.RandomMap):
     geometry_lib.resize_with_pad(height=1, width=1, canvas=self.image_size, pad=self.pad)
 
   def random_map(self, element: schema.Example | Damaged, rng: np.random.Generator) -> Prepared:
-    """Draws a caption, regions and a flip; decodes, resizes and pads."""
+    """Draws a crop, a caption, regions and a flip."""
     if isinstance(element, Damaged):
       _log.warning('%s; the example is masked', element.error)
-      return self._masked(image_id='', count='corrupt_records')
+      return _masked(image_id='', count='corrupt_records')
     try:
       return self._prepare(element, rng)
     except transforms.ImageError as error:
-      if self.on_error == 'raise':
-        raise
-      _log.warning('%s; the example is masked', error)
-      return self._masked(image_id=element.image_id, count='corrupt_images')
+      return _given_up(element.image_id, error, on_error=self.on_error)
 
   def _prepare(self, example, rng):
     image = open_example(example, mode=self.decode)
@@ -101,15 +101,43 @@ class Prepare(grain.transforms.RandomMap):
       geometry = geometry.flip()
       counts['flipped'] = 1
     counts |= {'regions_kept': len(regions), 'other_captions': other}
+    if image.decoded:  # a batch of them, whole, might be gigabytes
+      image = image.on_canvas(geometry, pad_value=PAD_VALUE)
     return Prepared(
-        image=image.on_canvas(geometry, pad_value=PAD_VALUE), image_id=example.image_id,
-        image_ok=True, caption=caption, regions=regions, counts=counts,
+        image=image, geometry=geometry, image_id=example.image_id, caption=caption, regions=regions, counts=counts,
         boxes=geometry_lib.normalized_boxes_to_canvas(geometry, boxes[drawn]))
 
-  def _masked(self, *, image_id, count):
-    return Prepared(
-        image=np.full((self.image_size, self.image_size, 3), PAD_VALUE, np.uint8), image_id=image_id, image_ok=False,
-        caption='', boxes=np.zeros((0, 4), np.float32), regions=(), counts={'examples': 1, count: 1})
+
+def paint(example: Prepared, out: np.ndarray, *, on_error: str) -> Prepared:
+  """Decodes, resizes and pads into `out`, (S, S, 3) uint8; grey where there is no image.
+
+  Returns:
+    The example, or what stands in its place if its image cannot be decoded and `on_error` is 'mask'.
+
+  Raises:
+    transforms.ImageError: naming the record, if its image cannot be decoded and `on_error` is 'raise'.
+  """
+  try:
+    if isinstance(example.image, transforms.Opened):
+      example.image.on_canvas(example.geometry, pad_value=PAD_VALUE, out=out)
+    else:
+      out[...] = PAD_VALUE if example.image is None else example.image
+    return example
+  except transforms.ImageError as error:
+    out[...] = PAD_VALUE
+    return _given_up(example.image_id, error, on_error=on_error)
+
+
+def _given_up(image_id, error, *, on_error):
+  if on_error == 'raise':
+    raise error
+  _log.warning('%s; the example is masked', error)
+  return _masked(image_id=image_id, count='corrupt_images')
+
+
+def _masked(*, image_id, count):
+  return Prepared(image=None, geometry=None, image_id=image_id, caption='', boxes=np.zeros((0, 4), np.float32),
+                  regions=(), counts={'examples': 1, count: 1})
 
 
 @dataclasses.dataclass(frozen=True)

@@ -52,33 +52,44 @@ class Opened:
   """An image file whose upright size is known, and whose pixels come when they are asked for; made by `open_image`.
 
   height, width: upright, pixels.
+  decoded: whether the pixels are in memory already: only a JPEG's size is known without them.
   """
 
   def __init__(self, data: bytes, *, where: str, mode: str):
-    self._data, self._where = data, where
-    self._header = self._pixels = None
-    if mode == 'fast' and data.startswith(_JPEG_START) and data.endswith(_JPEG_END):
-      self._header = jpeg.read_header(data)
+    self._data, self._where, self._mode = data, where, mode
+    self._pixels = None
+    self._header = jpeg.read_header(data) if data.startswith(_JPEG_START) and data.endswith(_JPEG_END) else None
     if self._header is not None and self._header.common:
       self.height, self.width = self._header.upright
     else:
-      self._header, self._pixels = None, decode(data, where=where)
+      self._pixels = decode(data, where=where)
       self.height, self.width = self._pixels.shape[:2]
 
-  def on_canvas(self, geometry: geometry_lib.Geometry, *, pad_value: int = 127) -> np.ndarray:
-    """(S, S, 3) uint8: see `resize_with_pad`. Raises ImageError if the image turns out to be damaged."""
-    if self._header is not None:
-      _check_size((self.height, self.width), geometry)
-      image = jpeg.decode_reduced(self._data, self._header, height=geometry.resized_height,
-                                  width=geometry.resized_width, crop=geometry.crop)
-      if image is not None:
-        return _pad(image, geometry, pad_value)
-      # OpenCV does not take it. Perhaps Pillow does, or knows what is wrong.
-      self._header, self._pixels = None, decode(self._data, where=self._where)
-      if self._pixels.shape[:2] != (self.height, self.width):
+  @property
+  def decoded(self) -> bool:
+    return self._pixels is not None
+
+  def on_canvas(self, geometry: geometry_lib.Geometry, *, pad_value: int = 127,
+                out: np.ndarray | None = None) -> np.ndarray:
+    """(S, S, 3) uint8, written to `out` where that is given: see `resize_with_pad`.
+
+    Raises:
+      ImageError: if the image turns out to be damaged; `out` is as it was then.
+    """
+    _check_size((self.height, self.width), geometry)
+    if not self.decoded:
+      if self._mode == 'fast':
+        image = jpeg.decode_reduced(self._data, self._header, height=geometry.resized_height,
+                                    width=geometry.resized_width, crop=geometry.crop)
+        if image is not None:
+          return _pad(image, geometry, pad_value, out)
+        # OpenCV does not take it. Perhaps Pillow does, or knows what is wrong.
+      pixels = decode(self._data, where=self._where)
+      if pixels.shape[:2] != (self.height, self.width):
         raise ImageError(f'{self._where}: the header says {self.height}×{self.width} (height × width), the image has '
-                         f'{self._pixels.shape[0]}×{self._pixels.shape[1]}')
-    return resize_with_pad(self._pixels, geometry, pad_value=pad_value)
+                         f'{pixels.shape[0]}×{pixels.shape[1]}')
+      return resize_with_pad(pixels, geometry, pad_value=pad_value, out=out)
+    return resize_with_pad(self._pixels, geometry, pad_value=pad_value, out=out)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,7 +139,7 @@ def open_image(data: bytes, *, where: str, mode: str = 'exact') -> Opened:
       formats are decoded exactly in both.
 
   Raises:
-    ImageError: as `decode`; in mode 'fast', damage behind a JPEG's header shows later, in `Opened.on_canvas`.
+    ImageError: as `decode`; damage behind a JPEG's header shows later, in `Opened.on_canvas`.
     ValueError: on an unknown mode.
   """
   check_decode_mode(mode)
@@ -141,16 +152,18 @@ def check_decode_mode(mode: str) -> None:
     raise ValueError(f'decode: expected one of {DECODE_MODES}, got {mode!r}')
 
 
-def resize_with_pad(image: np.ndarray, geometry: geometry_lib.Geometry, *, pad_value: int = 127) -> np.ndarray:
+def resize_with_pad(image: np.ndarray, geometry: geometry_lib.Geometry, *, pad_value: int = 127,
+                    out: np.ndarray | None = None) -> np.ndarray:
   """Puts an image on its canvas: crop, resize, pad and flip, as `geometry` says.
 
   Args:
     image: (H, W, 3) uint8, of the size that the geometry was made for.
     geometry: from geometry.resize_with_pad, flipped or not.
     pad_value: grey level of the padding.
+    out: where to put it; None for a new array.
 
   Returns:
-    (S, S, 3) uint8, S = geometry.canvas; C-contiguous.
+    (S, S, 3) uint8, S = geometry.canvas; `out`, or C-contiguous.
 
   Raises:
     ValueError: if the image is not of the geometry's size.
@@ -164,7 +177,7 @@ def resize_with_pad(image: np.ndarray, geometry: geometry_lib.Geometry, *, pad_v
     # Averaging over the covered area is the only filter of OpenCV's that does not alias when it shrinks.
     shrinks = height <= image.shape[0] and width <= image.shape[1]
     image = cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
-  return _pad(image, geometry, pad_value)
+  return _pad(image, geometry, pad_value, out)
 
 
 def _check_size(size, geometry):
@@ -172,16 +185,17 @@ def _check_size(size, geometry):
     raise ValueError(f'the geometry is of a {geometry.height}×{geometry.width} image, got {size[0]}×{size[1]}')
 
 
-def _pad(image, geometry, pad_value):
+def _pad(image, geometry, pad_value, out):
   """A resized image on its canvas, mirrored where the geometry says so."""
   height, width, side = geometry.resized_height, geometry.resized_width, geometry.canvas
-  if (height, width) == (side, side):
-    canvas = image
-  else:
-    canvas = np.full((side, side, 3), pad_value, np.uint8)
-    canvas[geometry.top:geometry.top + height, geometry.left:geometry.left + width] = image
+  top, left = geometry.top, side - geometry.left - width if geometry.flipped else geometry.left
+  out = np.empty((side, side, 3), np.uint8) if out is None else out
   # Several times as quick as a copy of a view with a negative stride.
-  return cv2.flip(canvas, 1) if geometry.flipped else np.ascontiguousarray(canvas)
+  out[top:top + height, left:left + width] = cv2.flip(image, 1) if geometry.flipped else image
+  for border in (out[:top], out[top + height:], out[top:top + height, :left], out[top:top + height, left + width:]):
+    if border.size:
+      border[...] = pad_value
+  return out
 
 
 def prepare_image(image, *, image_size: int, pad: str = 'center') -> tuple[np.ndarray, geometry_lib.Geometry]:
