@@ -39,7 +39,7 @@ class Prepared:
   image_id: str
   caption: str
   boxes: np.ndarray
-  regions: tuple[schema.Region, ...]
+  regions: schema.Regions
   counts: dict[str, int]
 
 
@@ -95,9 +95,9 @@ class Prepare(grain.transforms.RandomMap):
       counts |= {'cropped': 1, 'regions_cropped_out': len(usable.regions) - len(visible)}
     caption, other = _draw_caption(example.captions, self.captions, rng)
     drawn = visible[rng.permutation(len(visible))[:self.regions_per_image]]
-    regions = tuple(usable.regions[i] for i in drawn)
+    regions = usable.regions.take(drawn)
     wants_flip = rng.random() < 0.5
-    if self.flip and wants_flip and not any(map(transforms.mentions_sides, (caption, *(r.caption for r in regions)))):
+    if self.flip and wants_flip and not any(map(transforms.mentions_sides, (caption, *regions.captions))):
       geometry = geometry.flip()
       counts['flipped'] = 1
     counts |= {'regions_kept': len(regions), 'other_captions': other}
@@ -137,7 +137,7 @@ def _given_up(image_id, error, *, on_error):
 
 def _masked(*, image_id, count):
   return Prepared(image=None, geometry=None, image_id=image_id, caption='', boxes=np.zeros((0, 4), np.float32),
-                  regions=(), counts={'examples': 1, count: 1})
+                  regions=schema.Regions.of(()), counts={'examples': 1, count: 1})
 
 
 @dataclasses.dataclass(frozen=True)

@@ -95,7 +95,7 @@ class Regions(Sequence):
 
   def take(self, indices: Iterable[int]) -> 'Regions':
     """Some of them, in the order of `indices`."""
-    indices = list(indices)
+    indices = indices.tolist() if isinstance(indices, np.ndarray) else list(indices)
     texts = ([values[i] for i in indices] for values in (self.captions, self.categories, self.scores, self.sources))
     return Regions(boxes=self.boxes[indices], **dict(zip(('captions', 'categories', 'scores', 'sources'), texts)))
 
