@@ -3,6 +3,7 @@ import argparse
 import logging
 import os
 import pathlib
+import signal
 import sys
 import time
 
@@ -27,7 +28,12 @@ def main(argv=None) -> int:
   # Orbax reports every save at a level that drowns what a person wants to read.
   logging.getLogger('absl').setLevel(logging.DEBUG if args.debug else logging.ERROR)
   try:
-    return args.run(args) or 0
+    status = args.run(args) or 0
+    sys.stdout.flush()
+    return status
+  except BrokenPipeError:  # whoever reads has enough, as `| head` does
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python complains when it flushes at exit
+    return 128 + signal.SIGPIPE
   except Exception as error:
     if args.debug or not _is_for_user(error):
       raise

@@ -85,6 +85,24 @@ def test_a_record_that_cannot_be_read_counts_as_an_image(tmp_path, monkeypatch):
     evaluate.run_encoder(encoder(), path=path, split='val', allow_missing=True)
 
 
+def test_of_files_read_as_they_are_all_missing_regions_are_known(tmp_path):
+  """One image is not there, one is empty, one ends early."""
+  examples, rows = [painted_example(i) for i in range(5)], []
+  for i, e in enumerate(examples):
+    content = {1: None, 2: b'', 3: e.image[:40]}.get(i, e.image)
+    if content is not None:
+      (tmp_path / f'{i}.png').write_bytes(content)
+    rows.append({'image': f'{i}.png', 'image_id': e.image_id, 'captions': e.captions,
+                 'regions': [{'box': r.box, 'caption': r.caption, 'category': r.category} for r in e.regions]})
+  (tmp_path / 'val.jsonl').write_text(''.join(json.dumps(row) + '\n' for row in rows))
+  got, _ = evaluate.run_encoder(encoder(), path=f'jsonl:{tmp_path}/val.jsonl,split=val,allow_missing=true', split='val',
+                                allow_missing=True)
+  c = got.coverage
+  assert (c.images, c.of_images) == (2, 5) and len(c.unreadable) == 2
+  assert c.regions == sum(len(examples[i].regions) for i in (0, 4)) > 0
+  assert c.of_regions == sum(len(e.regions) for e in examples)
+
+
 def test_what_an_import_left_out_is_missing_too(tmp_path):
   counts = {'val': {'images': {'kept': 2, 'dropped': {
       'missing': {'count': 3, 'examples': []}, 'unreadable': {'count': 1, 'examples': []},

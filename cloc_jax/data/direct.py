@@ -73,7 +73,7 @@ class DirectSource:
     part = int(np.searchsorted(self._ends, index, side='right'))
     name, indices = self._parts[part]
     place = int(indices[int(index) - (int(self._ends[part - 1]) if part else 0)])
-    lost = len(report.lost)
+    lost, boxes = len(report.lost), report.of('boxes', 'dropped', 'image lost')
     try:
       example = self._readers[name].read(place, report)
       if example is not None:
@@ -82,7 +82,9 @@ class DirectSource:
       raise sources.RecordError(f'{where}: {error}') from error
     if example is None:
       said = [f'image {image.name} is {image.reason}' for image in report.lost[lost:]] or ['its image is lost']
-      raise sources.RecordError(f'{where}: {"; ".join(said)}')
+      error = sources.RecordError(f'{where}: {"; ".join(said)}')
+      error.regions = report.of('boxes', 'dropped', 'image lost') - boxes
+      raise error
     return example
 
   def __repr__(self) -> str:
@@ -131,7 +133,7 @@ def _opened(spec, fingerprint) -> _Opened:
     tables, meta, counts = found
   readers = {}
   for name, table in tables.items():
-    keep = made.present(table, counts[name])
+    keep = made.present(name, table, counts[name])
     _check_missing(counts[name], spec, name)
     readers[name] = made.reader(name, table, keep)
   return _Opened(readers=readers, meta=dataclasses.replace(

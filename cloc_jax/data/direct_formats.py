@@ -1,10 +1,10 @@
 """The formats that are read as they are: each makes a table of a split, and reads single records by it.
 
 A format has `files()`, whose change asks for a new table; `build(counts)` → {split: table}; `meta(tables)`;
-`present(table, counts)`, the places in the table that are records, with lost images counted; and `reader`, whose
+`present(split, table, counts)`, the places in the table that are records, with lost images counted; and `reader`, whose
 `read(i, report)` is the i-th record's example. All parsing is the importers'.
 """
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 import dataclasses
 import os
 import pathlib
@@ -27,8 +27,12 @@ _CHECKED_ARCHIVES = 10
 _MOST_CATEGORIES = 20_000  # more are an open vocabulary, among which nobody recognises regions
 
 
-def _present(paths: Sequence[pathlib.Path | None], counts: counts_lib.Counts) -> np.ndarray:
-  """Indices of the files that are there; None is no file and always there. A folder is listed once."""
+def _present(paths: Sequence[pathlib.Path | None], counts: counts_lib.Counts,
+             annotated: Callable[[int], tuple[str, int, int]]) -> np.ndarray:
+  """Indices of the files that are there; None is no file and always there. A folder is listed once.
+
+  annotated: index → the image's id and its numbers of boxes and captions, which are counted where it is missing.
+  """
   listed: dict[str, set[str]] = {}
   keep = []
   for i, path in enumerate(paths):
@@ -41,6 +45,8 @@ def _present(paths: Sequence[pathlib.Path | None], counts: counts_lib.Counts) ->
           listed[folder] = set()
       if name not in listed[folder]:
         counts.lost_image(str(path), 'missing', path=path)
+        image_id, boxes, captions = annotated(i)
+        records.lost(counts, 'image lost', image_id=image_id, boxes=boxes, captions=captions)
         continue
     keep.append(i)
   return np.array(keep, np.int64)
@@ -80,9 +86,11 @@ class CocoLayout:
     del tables
     return self._importer.meta()
 
-  def present(self, table, counts):
+  def present(self, name, table, counts):
+    del name
     paths = [images.find_file(table.folder, table.names[i], search=table.search) for i in range(len(table.ids))]
-    return _present(paths, counts)
+    count = lambda images_of, i: int(np.subtract(*np.searchsorted(images_of, [i + 1, i])))
+    return _present(paths, counts, lambda i: (table.ids[i], count(table.box_image, i), count(table.caption_image, i)))
 
   def reader(self, name, table, keep):
     del name
@@ -158,8 +166,13 @@ class Jsonl:
     categories = sorted({name for table in tables.values() for name in table.categories})
     return dataclasses.replace(next(iter(self._importers.values())).meta(), categories=tuple(categories))
 
-  def present(self, table, counts):
-    return _present([pathlib.Path(table.paths[i]) if table.paths[i] else None for i in range(len(table.paths))], counts)
+  def present(self, name, table, counts):
+    def annotated(i):
+      record = everything.record(i)
+      return record.image_id, len(record.phrases), len(record.captions)
+    everything = self.reader(name, table, np.arange(len(table.paths)))
+    return _present([pathlib.Path(path) if path else None for path in (table.paths[i] for i in everything.keep)], counts,
+                    annotated)
 
   def reader(self, name, table, keep):
     return _Rows(table, keep, self._importers[name])
@@ -249,7 +262,8 @@ class Tars:
     del tables
     return next(iter(self._importers.values())).meta()
 
-  def present(self, table, counts):
+  def present(self, name, table, counts):
+    del name
     pictures = [i for i, name in enumerate(table.extensions) if name in webdataset.IMAGES]
     has = np.add.reduceat(np.isin(table.extension, pictures), table.first) if len(table.first) else np.zeros(0, int)
     for i in np.flatnonzero(has == 0):

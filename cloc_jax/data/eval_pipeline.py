@@ -22,7 +22,8 @@ class EvalExample:
   geometry: how the image was put on the canvas; maps boxes there and back.
   boxes: (n, 4) float32, xyxy normalised to the canvas.
   region_captions, categories: n each; a category may be ''.
-  error: why the image is masked; '' for a sound one. Of a record that cannot be read nothing else is known.
+  error: why the image is masked; '' for a sound one. Of a record that cannot be read, at most the number of
+    its boxes is known beside.
   """
   image_id: str
   captions: tuple[str, ...]
@@ -89,8 +90,9 @@ class _PrepareEval(grain.transforms.Map):
 
   def map(self, element):
     if isinstance(element, prepare.Damaged):
-      return None, EvalExample(image_id='', captions=(), geometry=self._geometry(1, 1), boxes=np.zeros((0, 4), np.float32),
-                               region_captions=(), categories=(), error=element.error)
+      return None, EvalExample(image_id='', captions=(), geometry=self._geometry(1, 1), error=element.error,
+                               boxes=np.zeros((element.regions, 4), np.float32),
+                               region_captions=('',) * element.regions, categories=('',) * element.regions)
     height, width, canvas, error = element.height, element.width, None, ''
     try:
       image = prepare.open_example(element, mode='exact')

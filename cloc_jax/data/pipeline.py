@@ -143,7 +143,7 @@ class Tolerant:
     try:
       return self._source[index]
     except sources.RecordError as error:
-      return prepare_lib.Damaged(str(error))
+      return prepare_lib.Damaged(str(error), regions=error.regions)
 
   def __repr__(self):
     return repr(self._source)

@@ -45,8 +45,9 @@ class Prepared:
 
 @dataclasses.dataclass(frozen=True)
 class Damaged:
-  """Stands for a record that could not be read; error: why, naming the record."""
+  """Stands for a record that could not be read; error: why, naming the record; regions: how many it is known to have."""
   error: str
+  regions: int = 0
 
 
 @dataclasses.dataclass(frozen=True)

@@ -21,7 +21,11 @@ _DAMAGE = (RuntimeError, OSError, ValueError, IndexError, message.DecodeError)
 
 
 class RecordError(ValueError):
-  """A record that cannot be read; the message names the data set, the split and the record."""
+  """A record that cannot be read; the message names the data set, the split and the record.
+
+  regions: how many it had, where annotations outside of it say so.
+  """
+  regions = 0
 
 
 def open_source(data: spec_lib.Data, *, split: str):

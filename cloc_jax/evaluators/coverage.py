@@ -10,7 +10,7 @@ _OF_IMAGES = ('zeroshot/', 'image_text_retrieval/')  # evaluators whose figures 
 class Coverage:
   """images of of_images, and regions of of_regions, were evaluated. unreadable: some of those that were not, and why.
 
-  Of a damaged record nobody knows how many regions it had: it counts as an image alone.
+  Of a damaged record of a data set on disk nobody knows how many regions it had: it counts as an image alone.
   """
   images: int
   of_images: int

@@ -165,7 +165,11 @@ def test_a_missing_image_is_an_error_that_names_it(files):
   with pytest.raises(FileNotFoundError, match=r"split 'train': 1 images are missing; allow_missing.*\n.*picture-3.png"):
     sources.open_source(data, split='train')
   found = sources.read_meta(f'{data},allow_missing=true')
-  assert found.splits == {'train': 4} and found.extra['counts']['train']['images']['dropped']['missing']['count'] == 1
+  counts = found.extra['counts']['train']
+  assert found.splits == {'train': 4} and counts['images']['dropped']['missing']['count'] == 1
+  lost = [json.loads(line) for line in (files / 'a.jsonl').read_text().split('\n') if line][3]
+  assert counts['boxes']['dropped']['image lost']['count'] == len(lost['regions']) > 0
+  assert counts['captions']['dropped']['image lost']['count'] == len(lost['captions']) > 0
   assert [e.image_id for e in everything(f'{data},allow_missing=true')] == [f'picture-{i}' for i in (0, 1, 2, 4)]
 
 
