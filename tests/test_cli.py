@@ -142,6 +142,18 @@ def test_other_errors_keep_their_traceback(monkeypatch):
 # --- data
 
 
+def test_whoever_reads_may_have_enough():
+  """As in `cloc … | head`: no traceback, and the status that a shell gives."""
+  code = ("import sys; from cloc_jax import cli, cli_data; "
+          "cli_data.add_verbs = lambda verbs: verbs.add_parser('talk').set_defaults("
+          "run=lambda args: [print('x' * 1000) for _ in range(1000)] and 0); sys.exit(cli.main(['talk']))")
+  talk = subprocess.Popen([sys.executable, '-c', code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=tiny.ROOT)
+  assert talk.stdout.readline() == b'x' * 1000 + b'\n'
+  talk.stdout.close()
+  assert talk.stderr.read() == b'' and talk.wait() == 141
+  talk.stderr.close()
+
+
 def test_scenes_are_drawn_as_asked(tmp_path, capsys):
   argv = ['data', 'scenes', '--out', str(tmp_path / 's'), '--train', '5', '--val', '3', '--unseen', '2', '--size', '32',
           '--seed', '4', '--preset', 'local', '--encoding', 'png', '--num-workers', '1']

@@ -30,7 +30,8 @@ _SHOWN_CATEGORIES = 60
 _STYLE = """
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
 th, td { padding: 2px 18px 2px 0; text-align: left; border-bottom: 1px solid var(--line); font-weight: 400; }
-td + td { text-align: right; }
+td + td, th + th { text-align: right; }
+.columns { columns: 300px; column-gap: 28px; }
 """
 
 
@@ -205,4 +206,5 @@ def _categories(found):
                  for name, count in named[:_SHOWN_CATEGORIES])
   rest = len(named) - _SHOWN_CATEGORIES
   note = f'<p class="soft">… and {rest:,} more categories</p>' if rest > 0 else ''
-  return f'<table><tr><th>category</th><th>regions</th><th></th></tr>{rows}</table>{note}\n'
+  return (f'<div class="columns"><table><thead><tr><th>category</th><th>regions</th><th>share</th></tr></thead>{rows}'
+          f'</table></div>{note}\n')
