@@ -40,7 +40,8 @@ class RegionTokens(nn.Module):
 
   def forward(self, image_tokens, boxes):
     """image_tokens: the tower's patch tokens after its final norm (see `tower_tokens`)."""
-    z = self.prompter(image_tokens, self.prompter.box_tokens(boxes))
+    with torch.autocast(boxes.device.type, enabled=False):  # positions need more than half precision
+      z = self.prompter(image_tokens, self.prompter.box_tokens(boxes))
     z = F.normalize(z.float(), dim=-1) * math.sqrt(z.shape[-1])  # unit variance, as CLOC's box head takes it
     return self.project(z.to(self.project[0].weight.dtype))
 

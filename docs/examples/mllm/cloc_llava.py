@@ -1,9 +1,9 @@
 """LLaVA with CLOC's image tower: put it in, prove that it is in, train the projector, generate. No JAX.
 
   cloc export --checkpoint RUN --to hf-clip --out tower
-  python llava.py --tower tower --images coco/train2017 --annotations captions_train2017.json --out my_llava
-  python llava.py … --llm lmsys/vicuna-7b-v1.5 --dtype bfloat16 --device cuda      # the real thing
-  python llava.py … --anyres                                                       # LLaVA-NeXT's tiles
+  python cloc_llava.py --tower tower --images coco/train2017 --annotations captions_train2017.json --out my_llava
+  python cloc_llava.py … --llm lmsys/vicuna-7b-v1.5 --dtype bfloat16 --device cuda      # the real thing
+  python cloc_llava.py … --anyres                                                       # LLaVA-NeXT's tiles
 
 Without --llm a tiny language model of random weights is made on the spot, and without --images scenes are drawn.
 """
@@ -149,7 +149,7 @@ def parts(model):
            'llm': [*inner.language_model.parameters(), *model.lm_head.parameters()]}
   if hasattr(inner, 'image_newline'):
     found['projector'].append(inner.image_newline)
-  return found
+  return {name: list(dict.fromkeys(own)) for name, own in found.items()}  # tied embeddings are there twice
 
 
 def train(model, batches, *, parameters, learning_rate, say=print):
@@ -205,10 +205,10 @@ def answer(model, processor, inputs, *, length=40, banned=()):
   return [text.strip() for text in tokenizer.batch_decode(new, skip_special_tokens=True)]
 
 
-def arguments(description):
+def arguments(description, *, tower_required=True):
   """The flags that both scripts have."""
   parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-  parser.add_argument('--tower', required=True, help='folder of `cloc export --to hf-clip`, or hf-siglip')
+  parser.add_argument('--tower', required=tower_required, help='folder of `cloc export --to hf-clip`, or hf-siglip')
   parser.add_argument('--llm', help='path or hub name of a causal language model; a tiny random one without it')
   parser.add_argument('--images', help='folder of images; without it, scenes are drawn')
   parser.add_argument('--annotations', nargs='+', default=[], help="COCO's .json files, or .jsonl rows")

@@ -2,16 +2,16 @@
 
   cloc export --checkpoint RUN --to hf-clip --out tower
   cloc export --checkpoint RUN --to hf-cloc --out whole
-  python ferret.py --tower tower --cloc whole --images coco/train2017 --annotations instances_train2017.json --out mine
-  python ferret.py … --llm lmsys/vicuna-7b-v1.5 --dtype bfloat16 --device cuda --learning-rate 2e-5
-  python ferret.py … --llava my_llava            # what llava.py has saved, its projector trained already
+  python cloc_ferret.py --tower tower --cloc whole --images coco/train2017 --annotations instances_train2017.json --out mine
+  python cloc_ferret.py … --llm lmsys/vicuna-7b-v1.5 --dtype bfloat16 --device cuda --learning-rate 2e-5
+  python cloc_ferret.py --llava my_llava --cloc whole …            # what cloc_llava.py has saved, its projector trained already
 
 Two tasks, mixed: 'Name <region0>, <region1>.' → 'dog, red car', and 'Where is the dog?' → '[120, 45, 873, 999]'.
 """
 import pathlib
 import random
 
-import llava as llava_lib
+import cloc_llava as llava_lib
 import numpy as np
 import region_tokens as region_lib
 import torch
@@ -25,7 +25,7 @@ MOST = 3  # regions that one prompt of the training names
 class Ferret(nn.Module):
   """A llava-hf model (not AnyRes) whose prompts may name regions.
 
-  llava, processor: of llava.build. cloc: a model of the hf-cloc folder of the same checkpoint; its Prompter is used.
+  llava, processor: of cloc_llava.build. cloc: a model of the hf-cloc folder of the same checkpoint; its Prompter is used.
   count: how many regions a prompt may name.
   """
 
@@ -98,7 +98,7 @@ class Ferret(nn.Module):
 
 
 def load(folder, cloc, *, dtype=torch.float32, count=8):
-  """What `save` or llava.py has written, with an hf-cloc folder's model for the Prompter's shapes → Ferret."""
+  """What `save` or cloc_llava.py has written, with an hf-cloc folder's model for the Prompter's shapes → Ferret."""
   from safetensors.torch import load_file
   folder = pathlib.Path(folder)
   model = transformers.LlavaForConditionalGeneration.from_pretrained(folder, dtype=dtype)
@@ -183,15 +183,17 @@ def evaluate(ferret, pictures, *, limit=50, batch=8, coordinates=False):
 
 
 def main(argv=None):
-  parser = llava_lib.arguments(__doc__)
+  parser = llava_lib.arguments(__doc__, tower_required=False)
   parser.add_argument('--cloc', required=True, help='folder of `cloc export --to hf-cloc`, of the same checkpoint')
-  parser.add_argument('--llava', help='folder that llava.py has saved; replaces --llm, and the tower is its own')
+  parser.add_argument('--llava', help='folder that cloc_llava.py has saved, in place of --tower and --llm')
   parser.add_argument('--train', nargs='+', default=['projector', 'regions', 'llm'],
                       choices=('projector', 'regions', 'prompter', 'llm', 'tower'))
   parser.add_argument('--coordinates', action='store_true', help="boxes as text before the placeholders, as in Ferret")
   parser.add_argument('--grounding', type=float, default=0.3, help='share of questions for boxes')
   parser.add_argument('--limit', type=int, default=50, help='images of each kind to evaluate on')
   args = parser.parse_args(argv)
+  if bool(args.tower) == bool(args.llava):
+    parser.error('expected --tower or --llava')
   pictures = [p for p in llava_lib.data(args, parser) if p.regions]
   if len(pictures) < 2:
     parser.error(f'{args.annotations}: expected at least two images with boxes, got {len(pictures)}')
