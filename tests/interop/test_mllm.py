@@ -102,8 +102,8 @@ def test_llava_sees_what_our_tower_sees(sources, name):
 
 def test_a_tower_that_is_not_the_folders_is_found(clip):
   model, _ = make_llava(clip[1]['clip'])
-  weight = model.model.vision_tower.post_layernorm.bias if hasattr(model.model.vision_tower, 'post_layernorm') \
-      else model.model.vision_tower.vision_model.post_layernorm.bias
+  tower = model.model.vision_tower
+  weight = getattr(tower, 'vision_model', tower).post_layernorm.bias
   with torch.no_grad():
     weight[3] = torch.nextafter(weight[3], torch.tensor(9.0))
   with pytest.raises(ValueError, match='post_layernorm.bias is not what the tower has'):
@@ -162,8 +162,8 @@ def test_anyres_tiles_are_our_towers_tokens(clip):
 @pytest.mark.parametrize('anyres', [False, True])
 def test_projector_alone_learns_captions_and_the_folder_loads(clip, tmp_path, coco_mini, capsys, anyres):
   out, captions = tmp_path / 'out', coco_mini / 'annotations' / 'captions_val2017.json'
-  flags = ['--tower', str(clip[1]['clip']), '--steps', '24', '--batch', '4', '--out', str(out), '--learning-rate', '5e-3',
-           *['--anyres'] * anyres]
+  flags = ['--tower', str(clip[1]['clip']), '--steps', '24', '--batch', '4', '--out', str(out),
+           '--learning-rate', '5e-3', *['--anyres'] * anyres]
   with hf_cloc.quiet():
     losses = llava_lib.main([*flags, '--images', str(coco_mini / 'val2017'), '--annotations', str(captions)])
   assert np.mean(losses[-5:]) < np.mean(losses[:3]) - 0.1
@@ -254,7 +254,7 @@ def test_what_the_ferret_is_given(clip):
 
 
 def test_only_region_tokens_tell_which_of_two_things(clip):
-  """Two things in an image, one question: without regions every answer is a coin toss, ln 2 nats; with them it is not."""
+  """Two things in an image, one question: without regions every answer is a coin toss, ln 2 nats."""
   pictures = pictures_lib.draw(12, size=SIZE)
   asked = [(p.load(), ferret_lib.pixels([box], p.load()), name.split()[0]) for p in pictures for box, name in p.regions]
   images, boxes, names = zip(*asked)
@@ -332,7 +332,8 @@ def test_places_and_their_errors():
 
 def test_boxes_and_points_on_the_canvas(clip):
   processor = transformers.AutoImageProcessor.from_pretrained(clip[1]['clip'], trust_remote_code=True)
-  found = region_lib.to_canvas([[0, 0, 40, 20], [20, 10], [-5, 5, 20, 99], [40, 0]], (20, 40), processor, point_side=0.25)
+  regions = [[0, 0, 40, 20], [20, 10], [-5, 5, 20, 99], [40, 0]]
+  found = region_lib.to_canvas(regions, (20, 40), processor, point_side=0.25)
   np.testing.assert_allclose(found, [[0, 0.25, 1, 0.75], [0.375, 0.375, 0.625, 0.625], [0, 0.375, 0.5, 0.75],
                                      [0.875, 0.125, 1, 0.375]], atol=1e-6)
   for region, message in (([1, 2, 3], 'expected a box'), ([41, 3], 'is outside the image of 40×20 pixels'),
@@ -350,7 +351,8 @@ def test_boxes_in_text():
   assert region_lib.with_coordinates('Is <region0> a <region1>?', [[0, 0, 1, 1], [0, 0, 0, 1]]) == \
       'Is [0, 0, 999, 999] <region0> a [0, 0, 0, 999] <region1>?'
   for wrong, message in (('[1, 2, 3]', 'expected 4 numbers, got 3'), ('[1, 2, 3, 1000]', '1000 is more than 999'),
-                         ('[5, 2, 3, 4]', 'left ≤ right'), ('[1, 2, 3', 'not closed'), ('[a, 2, 3, 4]', 'whole numbers'),
+                         ('[5, 2, 3, 4]', 'left ≤ right'), ('[1, 2, 3', 'not closed'),
+                         ('[a, 2, 3, 4]', 'whole numbers'),
                          ('[0.1, 2, 3, 4]', 'whole numbers'), ('[]', 'whole numbers')):
     with pytest.raises(ValueError, match=message):
       region_lib.boxes_from_text(f'a dog [1, 2, 3, 4], a cat {wrong}')
@@ -365,6 +367,8 @@ def test_what_does_not_fit_is_named(sources, tmp_path):
     ferret_lib.Ferret(model, processor, cloc)
   with pytest.raises(ValueError, match="got 'llava_next'"):
     ferret_lib.Ferret(*make_llava(folders['clip'], anyres=True), cloc)
+  with pytest.raises(ValueError, match='prompt 1: names <region8>, but the last placeholder is <region7>'):
+    ferret.encode([photo(9, 9)] * 2, ['<region0>', '<region8>'], [[[1, 1]], [[1, 1]]])
   cloc.config.region_encoder = 'roi_align'
   with pytest.raises(ValueError, match="a Prompter, this model has 'roi_align'"):
     region_lib.RegionTokens(cloc, 8)

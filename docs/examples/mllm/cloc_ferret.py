@@ -2,17 +2,19 @@
 
   cloc export --checkpoint RUN --to hf-clip --out tower
   cloc export --checkpoint RUN --to hf-cloc --out whole
-  python cloc_ferret.py --tower tower --cloc whole --images coco/train2017 --annotations instances_train2017.json --out mine
+  python cloc_ferret.py --tower tower --cloc whole --images train2017 --annotations instances_train2017.json --out mine
   python cloc_ferret.py … --llm lmsys/vicuna-7b-v1.5 --dtype bfloat16 --device cuda --learning-rate 2e-5
-  python cloc_ferret.py --llava my_llava --cloc whole …            # what cloc_llava.py has saved, its projector trained already
+  python cloc_ferret.py --llava my_llava --cloc whole …          # what cloc_llava.py has saved
 
 Two tasks, mixed: 'Name <region0>, <region1>.' → 'dog, red car', and 'Where is the dog?' → '[120, 45, 873, 999]'.
 """
 import pathlib
 import random
+import re
 
 import cloc_llava as llava_lib
 import numpy as np
+import PIL.ImageOps
 import region_tokens as region_lib
 import torch
 from torch import nn
@@ -25,7 +27,7 @@ MOST = 3  # regions that one prompt of the training names
 class Ferret(nn.Module):
   """A llava-hf model (not AnyRes) whose prompts may name regions.
 
-  llava, processor: of cloc_llava.build. cloc: a model of the hf-cloc folder of the same checkpoint; its Prompter is used.
+  llava, processor: of cloc_llava.build. cloc: a model of the hf-cloc folder of the same checkpoint, for its Prompter.
   count: how many regions a prompt may name.
   """
 
@@ -48,6 +50,12 @@ class Ferret(nn.Module):
 
     coordinates: whether each placeholder is preceded by its box as text, as in Ferret.
     """
+    images = [PIL.ImageOps.exif_transpose(image) for image in images]
+    for i, prompt in enumerate(prompts):
+      beyond = [n for n in re.findall(r'<region(\d+)>', prompt) if int(n) >= len(self.ids)]
+      if beyond:
+        raise ValueError(f'prompt {i}: names <region{beyond[0]}>, but the last placeholder is '
+                         f'<region{len(self.ids) - 1}>')
     canvas = [region_lib.to_canvas(own, image.size[::-1], self.processor.image_processor)
               for own, image in zip(regions, images, strict=True)]
     if coordinates:
@@ -63,7 +71,8 @@ class Ferret(nn.Module):
     image = inner.multi_modal_projector(selected)
     where = input_ids == self.llava.config.image_token_index
     if int(where.sum()) != image.shape[0] * image.shape[1]:
-      raise ValueError(f'{image.shape[0]} images of {image.shape[1]} tokens, but {int(where.sum())} places in the prompts')
+      raise ValueError(f'{image.shape[0]} images of {image.shape[1]} tokens, but {int(where.sum())} places in the '
+                       'prompts')
     embeds = embeds.masked_scatter(where[..., None], image.to(embeds.dtype))
     return region_lib.place(embeds, input_ids, self.ids, self.regions(tokens, boxes), box_mask)
 
@@ -156,7 +165,7 @@ def overlap(a, b):
 def evaluate(ferret, pictures, *, limit=50, batch=8, coordinates=False):
   """Asks of up to `limit` pictures the name of every region, and the box of every name that is unique in its picture.
 
-  Returns {'name accuracy', 'box accuracy' (IoU at least 0.5), 'no box' (answers without exactly one)}: (hits, of how many).
+  Returns {'name accuracy', 'box accuracy' (IoU at least 0.5), 'no box' (answers that are not one)}: (hits, of all).
   """
   names, where = [], []
   for picture in pictures[:limit]:
@@ -209,7 +218,8 @@ def main(argv=None):
     ferret = Ferret(*llava_lib.build(args.tower, llm, tokenizer), cloc)
   ferret.to(args.device)
   rng = random.Random(args.seed)
-  batch = lambda: make_batch(ferret, learnt, rng, size=args.batch, grounding=args.grounding, coordinates=args.coordinates)
+  batch = lambda: make_batch(ferret, learnt, rng, size=args.batch, grounding=args.grounding,
+                             coordinates=args.coordinates)
   trained = [p for name in args.train for p in ferret.parts()[name]]
   losses = llava_lib.train(ferret, [batch] * args.steps, parameters=trained, learning_rate=args.learning_rate)
   few = max(1, len(losses) // 5)

@@ -24,7 +24,7 @@ PROMPT = f'USER: {IMAGE}\nDescribe the image. ASSISTANT:'
 
 
 def language_model(path=None, *, texts=(), dtype=torch.float32, seed=0):
-  """(model, tokenizer) of a path or hub name; without one, a Llama of width 64 and a byte-level BPE learnt from texts."""
+  """(model, tokenizer) of a path or hub name; without one, a small Llama and a byte-level BPE learnt from texts."""
   if path:
     return (transformers.AutoModelForCausalLM.from_pretrained(path, dtype=dtype),
             transformers.AutoTokenizer.from_pretrained(path))
@@ -71,11 +71,9 @@ def build(folder, llm, tokenizer, *, anyres=False):
                  image_token_index=tokenizer.convert_tokens_to_ids(IMAGE), image_seq_length=(size // patch)**2,
                  tie_word_embeddings=bool(getattr(llm.config, 'tie_word_embeddings', False)))
   grids = [[size * rows, size * columns] for rows, columns in ((1, 2), (2, 1), (2, 2), (3, 1), (1, 3))]
-  if anyres:
-    llava_config, make = transformers.LlavaNextConfig(image_grid_pinpoints=grids, **options), \
-        transformers.LlavaNextForConditionalGeneration
-  else:
-    llava_config, make = transformers.LlavaConfig(**options), transformers.LlavaForConditionalGeneration
+  llava_config = (transformers.LlavaNextConfig(image_grid_pinpoints=grids, **options) if anyres
+                  else transformers.LlavaConfig(**options))
+  make = transformers.LlavaNextForConditionalGeneration if anyres else transformers.LlavaForConditionalGeneration
   with torch.device('meta'):  # no second copy of the language model, not even for a moment
     model = make(llava_config)
   model.model.vision_tower, model.model.language_model = tower, llm.base_model
@@ -214,7 +212,8 @@ def arguments(description, *, tower_required=True):
   parser.add_argument('--annotations', nargs='+', default=[], help="COCO's .json files, or .jsonl rows")
   parser.add_argument('--steps', type=int, default=50)
   parser.add_argument('--batch', type=int, default=8)
-  parser.add_argument('--learning-rate', type=float, default=1e-3, help='1e-3 for projectors alone, 2e-5 with a real LLM')
+  parser.add_argument('--learning-rate', type=float, default=1e-3,
+                      help='1e-3 for projectors alone, 2e-5 with a real LLM')
   parser.add_argument('--dtype', default='float32', choices=('float32', 'bfloat16'))
   parser.add_argument('--device', default='cpu')
   parser.add_argument('--seed', type=int, default=0)
@@ -248,14 +247,18 @@ def main(argv=None):
 
   def batch():
     chosen = [rng.choice(pictures) for _ in range(args.batch)]
-    return encode(processor, [p.load() for p in chosen], [PROMPT] * len(chosen), [rng.choice(p.captions) for p in chosen])
+    return encode(processor, [p.load() for p in chosen], [PROMPT] * len(chosen),
+                  [rng.choice(p.captions) for p in chosen])
+
   trained = [p for name in args.train for p in parts(model)[name]]
   losses = train(model, [batch] * args.steps, parameters=trained, learning_rate=args.learning_rate)
   few = max(1, len(losses) // 5)
   print(f'loss {sum(losses[:few]) / few:.3f} (first {few} steps) → {sum(losses[-few:]) / few:.3f} (last {few})')
   shown = pictures[:3]
-  for picture, text in zip(shown, answer(model, processor, encode(processor, [p.load() for p in shown], [PROMPT] * 3))):
-    print(f'{picture.image if isinstance(picture.image, pathlib.Path) else "drawn"}: {text!r}; learnt: {picture.captions}')
+  inputs = encode(processor, [p.load() for p in shown], [PROMPT] * len(shown))
+  for picture, text in zip(shown, answer(model, processor, inputs)):
+    name = picture.image if isinstance(picture.image, pathlib.Path) else 'drawn'
+    print(f'{name}: {text!r}; learnt: {picture.captions}')
   if args.out:
     model.save_pretrained(args.out)
     processor.save_pretrained(args.out)

@@ -7,6 +7,7 @@ import random
 
 import PIL.Image
 import PIL.ImageDraw
+import PIL.ImageOps
 
 COLOURS = {'red': (220, 40, 40), 'green': (40, 170, 60), 'blue': (50, 80, 220), 'yellow': (235, 205, 50)}
 SHAPES = ('circle', 'square', 'triangle')
@@ -20,7 +21,7 @@ class Picture:
   regions: list[tuple[list[float], str]] = dataclasses.field(default_factory=list)
 
   def load(self):
-    """The image as PIL has it.
+    """The image, upright.
 
     Raises:
       ValueError: naming a file that is no image.
@@ -30,7 +31,7 @@ class Picture:
     try:
       with PIL.Image.open(self.image) as image:
         image.load()
-        return image
+        return PIL.ImageOps.exif_transpose(image)  # as CLOC's image processor sees it
     except OSError as error:
       raise ValueError(f'{self.image}: not an image that can be read ({error})') from None
 
@@ -110,8 +111,8 @@ def _read_rows(path, found, left_out):
           else:
             picture.regions.append((box, region.get('caption') or region['category']))
       except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f'{path}:{number}: expected {{"image": …, "captions": […], "regions": [{{"box": …, "caption": …}}]'
-                         f'}}; {type(error).__name__}: {error}') from None
+        expected = '{"image": …, "captions": […], "regions": [{"box": …, "caption": …}]}'
+        raise ValueError(f'{path}:{number}: expected {expected}; {type(error).__name__}: {error}') from None
 
 
 def draw(count, *, size=64, seed=0):

@@ -170,7 +170,8 @@ def boxes_from_text(text):
 
 
 def with_coordinates(text, boxes):
-  """Ferret's hybrid form: 'What is <region0>?' → 'What is [120, 45, 873, 999] <region0>?'. boxes: (M, 4) on the canvas."""
+  """Ferret's hybrid form: 'What is <region0>?' → 'What is [120, 45, 873, 999] <region0>?'. boxes: (M, 4) on
+  the canvas."""
   for i, box in enumerate(boxes):
     name = PLACEHOLDER.format(i)
     text = text.replace(name, f'{box_to_text(box)} {name}')
