@@ -36,7 +36,7 @@ class Unit:
   kind: 'images', 'tar', 'rows', 'records' (ours) or 'tfds' (of any other data set of TFDS).
   root: the folder; what image ids of `images` are relative to.
   paths: files; one, except for `images`.
-  label: names the unit for people, and changes when a local file does.
+  label: names the unit for people, and changes when a local archive, table or shard does.
   images: how many it has; None where only reading it tells.
   task: of a 'tfds' unit, the importer's.
   """
@@ -154,8 +154,8 @@ def _plan_data_set(root, names, split):
       raise ValueError(f'{root}: the data set has no ArrayRecord files of split {split!r}; it has {splits}')
     return [_file_unit('records', root, name) for name in shards]
   tasks = tfds_named.Tfds(root, wanted=((split, split),), with_boxes=False).splits()[split]
-  return [Unit('tfds', root, (task.payload.path,), label=f'{task.payload.path}: {task.label}', images=task.images,
-               task=task) for task in tasks]
+  return [Unit('tfds', root, (task.payload.path,), label=f'{_label(task.payload.path)}: {task.label}',
+               images=task.images, task=task) for task in tasks]
 
 
 def _list(source):
@@ -175,8 +175,11 @@ def _list(source):
 
 def _file_unit(kind, root, name):
   path = f'{root}/{name}'
-  state = '' if storage.is_url(path) else f' ({storage.state(path)})'
-  return Unit(kind, root, (path,), label=path + state)
+  return Unit(kind, root, (path,), label=_label(path))
+
+
+def _label(path):
+  return path if storage.is_url(path) else f'{path} ({storage.state(path)})'
 
 
 # --- reading

@@ -1,5 +1,6 @@
 """Records of ArrayRecord and TFRecord files, in order, without TensorFlow."""
 from collections.abc import Iterator
+import contextlib
 import struct
 
 from array_record.python import array_record_module
@@ -27,23 +28,27 @@ def array_records(path: str, *, skip: int = 0, take: int | None = None) -> Itera
   """See `read`; without `take` all that follow."""
   if storage.is_url(path) and storage.path(path).scheme != 'gs':
     raise ValueError(f'{path}: ArrayRecord files are read from a disk or gs://; copy it')
+  reader = None
   try:
     reader = array_record_module.ArrayRecordReader(path, 'readahead_buffer_size:0')
     there = reader.num_records()
+    if take is None:
+      take = max(0, there - skip)
+    if there < skip + take:
+      raise ValueError(f'{path} is cut off: {there} records are left, of which {skip + take} are asked for')
+    for begin in range(skip, skip + take, _BATCH):
+      wanted = list(range(begin, min(begin + _BATCH, skip + take)))
+      try:
+        found = reader.read(wanted)
+      except (RuntimeError, OSError) as error:
+        raise ValueError(f'{path}: records {wanted[0]} to {wanted[-1]} are damaged: {error}') from error
+      yield from found
   except (RuntimeError, OSError) as error:
     raise ValueError(f'{path} is no ArrayRecord file, or cut off: {error}') from error
-  if take is None:
-    take = max(0, there - skip)
-  if there < skip + take:
-    raise ValueError(f'{path} is cut off: {there} records are left, of which {skip + take} are asked for')
-  for begin in range(skip, skip + take, _BATCH):
-    wanted = list(range(begin, min(begin + _BATCH, skip + take)))
-    try:
-      found = reader.read(wanted)
-    except (RuntimeError, OSError) as error:
-      raise ValueError(f'{path}: records {wanted[0]} to {wanted[-1]} are damaged: {error}') from error
-    yield from found
-  reader.close()
+  finally:
+    if reader is not None:
+      with contextlib.suppress(RuntimeError, OSError):  # says of a damaged file again that it is damaged
+        reader.close()
 
 
 def tf_records(path: str, *, skip: int, take: int) -> Iterator[bytes]:
