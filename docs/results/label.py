@@ -6,7 +6,7 @@ Three parts: the engine alone (scripted stages that take no time), in this proce
 longer; all stages for real with tiny models (LLaVA of width 32, NLTK, OWLv2 of width 64 at 448 px); and with --large N
 the detector at its real size, L/14 with random weights, on N photos: what is ours against its time. Photos are repeated
 under new names until there are enough. Every run is a process of its own, whose peak memory is that of its whole tree
-(the driver alone beside it). Wall times want a quiet machine: without --large about five minutes on two cores.
+(the driver alone beside it). Wall times want a quiet machine: without --large about four minutes on two cores.
 """
 import argparse
 import json
@@ -149,10 +149,7 @@ def stage_table(scripted, tiny):
 
 
 def measure_large(args, photos, folder):
-  """Seconds an image: of the L/14 detector's model alone, of a whole run with it, and of ours by CPU time.
-
-  Ours is what the tiny run costs outside its models and the resizing inside `detect`, each measured on one thread.
-  """
+  """Seconds an image of OWLv2 L/14: of the model alone, of all that `detect` does, and of resizing on one thread."""
   import detector
   from cloc_jax.label import detectors
   folder.mkdir()
@@ -167,13 +164,15 @@ def measure_large(args, photos, folder):
           'resize': found['resizing, µs an image a thread'] / 1e6}
 
 
-def large_text(large, scripted):
+def large_text(large, scripted, tiny):
   cpu = middle(scripted, lambda r: r['cpu'] / r['images'])
-  spent = cpu + large['resize']
+  phrases = middle(tiny, lambda r: r['seconds']['phrases'] / r['images'])
+  spent = cpu + phrases + large['resize']
   return (f'OWLv2 L/14 at 448 px on this CPU, random weights, 12 queries: {1000 * large["model"]:,.0f} ms an image in '
           f'the model, {1000 * large["detect"]:,.0f} ms in all of `detect`. Ours (reading, checking, decoding for each '
-          f'stage, writing: {1000 * cpu:.1f} ms of CPU; resizing to 448 px: {1000 * large["resize"]:.1f} ms) is '
-          f'{100 * spent / large["model"]:.1f} % of it.')
+          f'stage, writing: {1000 * cpu:.1f} ms of CPU; phrases: {1000 * phrases:.1f} ms; resizing to 448 px: '
+          f'{1000 * large["resize"]:.1f} ms) is {1000 * spent:.1f} ms of one core: '
+          f'{100 * spent / large["model"]:.2f} % of it. `label_cost.py --cpu-ms` asks for those milliseconds.')
 
 
 def main():
@@ -236,7 +235,7 @@ def main():
            f'With tiny models on {args.model_images} photos {share:.1f} % of the time is outside captioner and detector '
            '(their loading is in it). Where pixels are made ahead on threads, a stage counts what it waits for them.']
   if large:
-    parts.append(large_text(large, first))
+    parts.append(large_text(large, first, models))
   body = '\n\n'.join(parts)
   print(body)
   result_page.write_table(pathlib.Path(args.out).with_suffix('.md'), body)
