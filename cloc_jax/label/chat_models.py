@@ -62,7 +62,6 @@ class ChatModel(checkpoints.Lazy):
 
   def load(self) -> None:
     """Loads the model and its processor or tokenizer."""
-    import torch
     self._device, self._dtype = checkpoints.device_and_dtype(self.device, self.dtype)
     loader = 'AutoProcessor' if self.images else 'AutoTokenizer'
     self._processor = checkpoints.load(loader, self.name, revision=self.revision)

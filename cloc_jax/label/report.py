@@ -172,8 +172,8 @@ def _beside_paper(run):
   return ('<section>\n<h2>Beside the paper</h2>\n'
           + table(rows, head=('data set', 'images', 'regions an image', 'length of the caption', 'of a region text'),
                   ours=0)
-          + '<p class="soft">The paper (Table 1) counts tokens, this page words; an English word is 1.2 to 1.5 tokens.</p>'
-          '</section>')
+          + '<p class="soft">The paper (Table 1) counts tokens, this page words; an English word is 1.2 to 1.5 '
+          'tokens.</p></section>')
 
 
 def _figures(run):

@@ -31,8 +31,8 @@ class Trial:
     """All of it for a terminal."""
     lines = [f'{self.example.image_id}: {self.example.width}×{self.example.height}']
     lines += [f'alt-text  {text}' for text in self.alt_texts]
-    lines += ['', f'caption ({self.seconds["caption"]:.2f} s with loading, {self.versions["captioner"]})', f'  {self.caption}',
-              '', f'phrases ({1000 * self.seconds["phrases"]:.1f} ms, {self.versions["phrases"]})']
+    lines += ['', f'caption ({self.seconds["caption"]:.2f} s with loading, {self.versions["captioner"]})',
+              f'  {self.caption}', '', f'phrases ({1000 * self.seconds["phrases"]:.1f} ms, {self.versions["phrases"]})']
     lines += [f'  {i + 1:>2} {query}{self._best(i)}' for i, query in enumerate(self.queries)] or ['  none']
     lines += ['', f'detections ({self.seconds["detect"]:.2f} s with loading, {self.versions["detector"]})']
     for found in sorted(self.detections, key=lambda d: -d.score):
@@ -104,7 +104,8 @@ def write_page(trial: Trial, *, out: str | os.PathLike) -> pathlib.Path:
   alt = ''.join(f'<p class="soft">alt-text: {html.escape(text)}</p>' for text in trial.alt_texts)
   body = (f'<header><h1>{html.escape(trial.example.image_id)}</h1>{alt}</header>'
           f'<div class="trial"><div>{report.figure(trial.example)}</div><div>'
-          + ''.join(f'<h2>{html.escape(name)}</h2><p class="soft">{html.escape(version)} · {seconds:.2f} s, loading included</p>{made}'
+          + ''.join(f'<h2>{html.escape(name)}</h2><p class="soft">{html.escape(version)} · {seconds:.2f} s, loading '
+                    f'included</p>{made}'
                     for name, version, seconds, made in steps) + '</div></div>')
   style = report.STYLE + ('.trial { display: grid; grid-template-columns: minmax(300px, 600px) 1fr; gap: 28px; }'
                           '.trial h2:first-child { margin-top: 0; }'

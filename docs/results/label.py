@@ -140,11 +140,11 @@ def stage_table(scripted, tiny):
   each = lambda rounds, part, stage: middle(rounds, lambda r: 1000 * r[part].get(stage, 0) / r['images'])
   for stage in STAGES:
     spent = each(scripted, 'seconds', stage)
-    lines.append(f'| {stage} | {spent:.2f} | {1000 / spent if spent else 0:,.0f} | {each(tiny, "seconds", stage):.2f} | '
-                 f'{each(tiny, "models", stage):.2f} |')
+    lines.append(f'| {stage} | {spent:.2f} | {1000 / spent if spent else 0:,.0f} | '
+                 f'{each(tiny, "seconds", stage):.2f} | {each(tiny, "models", stage):.2f} |')
   whole = lambda rounds: middle(rounds, lambda r: 1000 * sum(r['seconds'].values()) / r['images'])
-  lines.append(f'| all, one after another | {whole(scripted):.2f} | {1000 / whole(scripted):,.0f} | {whole(tiny):.2f} | '
-               f'{middle(tiny, lambda r: 1000 * sum(r["models"].values()) / r["images"]):.2f} |')
+  lines.append(f'| all, one after another | {whole(scripted):.2f} | {1000 / whole(scripted):,.0f} | '
+               f'{whole(tiny):.2f} | {middle(tiny, lambda r: 1000 * sum(r["models"].values()) / r["images"]):.2f} |')
   return '\n'.join(lines)
 
 
@@ -232,8 +232,8 @@ def main():
                '{} {:.0f} images/s after {:.0f} s at the start'.format(word, *steady(*(
                    alone[names[length, runner]] for length in ('short', 'long'))))
                for runner, word in (('local', 'in one process'), ('ray', 'on Ray'))) + '.', stage_table(first, models),
-           f'With tiny models on {args.model_images} photos {share:.1f} % of the time is outside captioner and detector '
-           '(their loading is in it). Where pixels are made ahead on threads, a stage counts what it waits for them.']
+           f'With tiny models on {args.model_images} photos {share:.1f} % of the time is outside captioner and '
+           'detector (their loading is in it). Where pixels are made ahead on threads, a stage counts what it waits for them.']
   if large:
     parts.append(large_text(large, first, models))
   body = '\n\n'.join(parts)

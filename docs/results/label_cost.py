@@ -3,8 +3,8 @@
   python docs/results/label_cost.py [--chip h100 --gpus 8 --price 3.00 --cpus 96 --cpu-ms 30]
     [--detector-rate IMAGES/S] [--captioner-rate IMAGES/S] [--llm-rate IMAGES/S] [--write]
 
-An estimate from FLOPs and bytes until rates are measured: give those of one GPU (`docs/results/detector.py` measures the
-detector's; a serving engine says its own), and what follows from them is worked out again. --write updates the page.
+An estimate from FLOPs and bytes until rates are measured: give those of one GPU (`docs/results/detector.py` measures
+the detector's; a serving engine says its own), and what follows is worked out again. --write updates the page.
 """
 import argparse
 import dataclasses
@@ -149,8 +149,8 @@ def page(given: Assumptions, chip: hardware.Chip, one_gpu: dict[str, float], mea
   said = '; '.join(f'{field.name} {getattr(given, field.name):g}' for field in dataclasses.fields(given))
   return '\n'.join([
       f'{given.gpus} × {chip.name.upper()} at ${given.price:.2f} a GPU-hour.', '', *rows, '',
-      '| one GPU | FLOPs an image, once | writing an answer | images/s | |', '| --- | --- | --- | ---: | --- |', *models,
-      '', f'Chip: {chip.flops / 1e12:g} TFLOP/s dense bf16, {chip.hbm_bandwidth / 1e12:g} TB/s. Assumed: {said}. '
+      '| one GPU | FLOPs an image, once | writing an answer | images/s | |', '| --- | --- | --- | ---: | --- |',
+      *models, '', f'Chip: {chip.flops / 1e12:g} TFLOP/s dense bf16, {chip.hbm_bandwidth / 1e12:g} TB/s. Assumed: {said}. '
       'Made by `python docs/results/label_cost.py --write`.'])
 
 
@@ -167,7 +167,8 @@ def main():
   given = Assumptions(**{field.name: getattr(args, field.name) for field in dataclasses.fields(Assumptions)})
   one_gpu = rates(given, chips[args.chip])
   measured = {model for model in one_gpu if getattr(args, f'{model}_rate')}
-  text = page(given, chips[args.chip], one_gpu | {model: getattr(args, f'{model}_rate') for model in measured}, measured)
+  one_gpu |= {model: getattr(args, f'{model}_rate') for model in measured}
+  text = page(given, chips[args.chip], one_gpu, measured)
   print(text)
   if args.write:
     result_page.write_table(HERE / 'label_cost.md', text)
