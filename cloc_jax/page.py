@@ -27,6 +27,7 @@ body { margin: 0 auto; max-width: 1400px; padding: 32px 24px 64px; background: v
        font: 15px/1.5 system-ui, sans-serif; }
 h1 { margin: 0 0 4px; font-size: 26px; font-weight: 650; letter-spacing: -0.01em; }
 p { margin: 0 0 8px; max-width: 80ch; }
+h1, p { overflow-wrap: anywhere; }
 .soft { color: var(--soft); }
 .good { color: var(--good); }
 .bad { color: var(--bad); }
