@@ -4,6 +4,7 @@ import dataclasses
 import itertools
 import logging
 
+import grain
 import numpy as np
 from painted_pictures import COLORS
 from painted_pictures import encode_png
@@ -333,3 +334,11 @@ def test_eval_leaves_unusable_regions_out(write):
   example = next(iter(batches)).examples[0]
   assert example.captions == ('one',) and example.region_captions == ('all',) and example.categories == ('thing',)
   assert example.boxes.shape == (1, 4) and example.boxes.dtype == np.float32
+
+
+def test_batches_are_those_of_grain():
+  numbers = grain.MapDataset.range(13).seed(3).random_map(lambda i, rng: (i, rng.random())).shuffle().repeat(2)
+  want = list(numbers.batch(4, drop_remainder=True, batch_fn=list))
+  assert list(grain.MapDataset.source(pipeline.Batches(numbers, 4, list))) == want and len(want) == 6
+  # A release of Grain without a way to ask for many is asked for one after another.
+  assert [pipeline.Batches([numbers[i] for i in range(26)], 4, list)[i] for i in range(6)] == want

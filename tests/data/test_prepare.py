@@ -1,10 +1,16 @@
 """Preparing a record: which of its regions are usable, against a loop over them; and that no others are made."""
+import dataclasses
+import io
+
 import numpy as np
 from painted_pictures import painted_example
+import PIL.Image
 import pytest
 
+from cloc_jax.data import jpeg
 from cloc_jax.data import prepare
 from cloc_jax.data import schema
+from cloc_jax.data import transforms
 
 CAPTIONS = ['a dog', '', ' ', '\t\n', '\u00a0', '\u3000 x', 'größe', 'כלב']
 
@@ -67,3 +73,23 @@ def test_only_drawn_regions_are_made(monkeypatch):
   transform = prepare.Prepare(image_size=16, regions_per_image=2)
   prepared = transform.random_map(schema.decode(record, where='here'), np.random.default_rng(0))
   assert made == [r.caption for r in prepared.regions] and len(made) == 2 and prepared.counts['regions_seen'] == 6
+
+
+@pytest.mark.parametrize('mode', transforms.DECODE_MODES)
+def test_damage_behind_the_header_masks_one_row(mode, monkeypatch):
+  """The size is known before the pixels are: what is wrong with these shows when the batch is painted."""
+  file = io.BytesIO()
+  PIL.Image.new('RGB', (60, 40), (200, 30, 30)).save(file, 'JPEG')
+  example = dataclasses.replace(painted_example(0, regions=6), image=file.getvalue(), height=80, width=60)
+  real = jpeg.read_header(example.image)
+  monkeypatch.setattr(jpeg, 'read_header', lambda data: dataclasses.replace(real, height=80))  # a header that lies
+  prepared = prepare.Prepare(image_size=16, regions_per_image=2, decode=mode).random_map(
+      example, np.random.default_rng(0))
+  assert prepared.image is not None and len(prepared.regions) == 2
+  images = np.zeros((3, 16, 16, 3), np.uint8)
+  with pytest.raises(transforms.ImageError, match=f"{example.image_id}.*says 80×60.*40×60"):
+    prepare.paint(prepared, images[1], on_error='raise')
+  masked = prepare.paint(prepared, images[1], on_error='mask')
+  assert masked.image is None and not len(masked.regions) and masked.caption == '' and masked.boxes.shape == (0, 4)
+  assert masked.counts == {'examples': 1, 'corrupt_images': 1}
+  assert (images[1] == prepare.PAD_VALUE).all() and not images[[0, 2]].any()
