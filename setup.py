@@ -38,8 +38,8 @@ setup(
         'ijson>=3.4',                   # annotation files of gigabytes, read as a stream
     ],
     extras_require={
-        'dev': ['pytest>=8', 'hypothesis>=6', 'scikit-learn>=1.5', 'pycocotools>=2.0.8', 'faster-coco-eval>=1.8',
-                'pyarrow>=17', 'fsspec>=2024.6', 'aiohttp>=3.9'],
+        'dev': ['pytest>=8', 'pytest-xdist>=3.6', 'hypothesis>=6', 'scikit-learn>=1.5', 'pycocotools>=2.0.8',
+                'faster-coco-eval>=1.8', 'pyarrow>=17', 'fsspec>=2024.6', 'aiohttp>=3.9'],
         'tpu': ['jax[tpu]>=0.10'],
         'cuda': ['jax[cuda13]>=0.10'],
         'cloud': ['fsspec>=2024.6', 'gcsfs>=2024.6', 's3fs>=2024.6', 'aiohttp>=3.9'],  # gs://, s3://, https://
