@@ -2,6 +2,7 @@
 import json
 import pathlib
 import re
+import runpy
 
 import pytest
 
@@ -12,6 +13,7 @@ from cloc_jax import cli
 from cloc_jax import cli_label
 from cloc_jax import config as config_lib
 from cloc_jax.label import engine
+from cloc_jax.label import prompts
 from cloc_jax.label import report
 from cloc_jax.label import runners
 from cloc_jax.label import writer
@@ -135,3 +137,10 @@ def test_training_on_the_labels(tmp_path, coco_mini):
                    '--config.optim.warmup_steps=1']) == 0
   last = json.loads((tmp_path / 'run' / 'metrics.jsonl').read_text().splitlines()[-1])
   assert last['step'] == 2 and last['loss'] > 0 and last['regions_per_image'] > 1
+
+
+def test_the_config_spells_out_the_default_prompts():
+  """Configs import nothing of the package, so that the prompts stand in both."""
+  path = pathlib.Path(__file__).resolve().parents[2] / 'configs' / 'vesl_owlv2.py'
+  config = runpy.run_path(str(path))
+  assert (config['CAPTION'], config['FUSE']) == (prompts.CAPTION, prompts.FUSE)

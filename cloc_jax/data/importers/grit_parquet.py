@@ -40,16 +40,6 @@ class ParquetSource:
   images: str | os.PathLike | None = None
 
 
-@dataclasses.dataclass(frozen=True)
-class _Piece:
-  """Row groups begin to end of a file; `row` is their first row."""
-  path: storage.Path
-  folder: storage.Path
-  begin: int
-  end: int
-  row: int
-
-
 @dataclasses.dataclass
 class GritParquet(engine.Importer):
   """The importer; see grit.Grit for what becomes of phrases and of images that have lost their proportions.
@@ -86,7 +76,7 @@ class GritParquet(engine.Importer):
         self._check_columns(path)
         folder = path.parent if source.images is None else storage.path(source.images)
         tasks += [engine.Task(f'{path.name}, rows {row} to {row + count - 1}', images=count,
-                              payload=_Piece(path, folder, begin, end, row))
+                              payload=rows_lib.Piece(path, folder, begin, end, row))
                   for begin, end, row, count in parquet_file.cut(path, self.images_per_shard)]
     return found
 

@@ -52,8 +52,11 @@ class Place:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Piece:
-  """Lines (bytes begin to end of a JSONL file) or row groups (begin to end of a Parquet file); `row` is the first."""
+class Piece:
+  """Lines (bytes begin to end of a JSONL file) or row groups (begin to end of a Parquet file); `row` is the first.
+
+  folder: where paths of images start.
+  """
   path: storage.Path
   folder: storage.Path
   begin: int
@@ -98,7 +101,7 @@ class Rows(engine.Importer):
         cut = parquet_file.cut if path.suffix == '.parquet' else _cut_jsonl
         for begin, end, row, count in cut(path, self.images_per_shard):
           tasks.append(engine.Task(f'{path.name}, rows {row} to {row + count - 1}', images=count,
-                                   payload=_Piece(path, folder, begin, end, row)))
+                                   payload=Piece(path, folder, begin, end, row)))
     return found
 
   def read(self, task: engine.Task, report: counts_lib.Counts) -> Iterator[schema.Example]:
@@ -124,7 +127,7 @@ class Rows(engine.Importer):
 
   def _piece(self, path, place, images):
     folder = path.parent if images is None else storage.path(images)
-    return _Piece(path, folder, place.begin, place.end, place.row)
+    return Piece(path, folder, place.begin, place.end, place.row)
 
   def meta(self) -> schema.DatasetMeta:
     return schema.DatasetMeta(name=self.name, description='Images, captions and regions from JSONL or Parquet rows.',
