@@ -160,7 +160,7 @@ def hidden_states(tower: ViT, params, image):
 
   What multimodal LLMs read, LLaVA all but the last. The class token, where there is one, comes first.
 
-  params: the tower's own, with pos_embedding also where positions are computed (interop.source). image: normalised.
+  params: the tower's own, with pos_embedding also where positions are computed (interop.exported). image: normalised.
   """
   v, clip_form = tower.sizes(), tower.pool == 'tok'
   x = PatchEmbedding(v.width, v.patch, use_bias=not clip_form, dtype=tower.dtype, parent=None).apply(
