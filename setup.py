@@ -26,7 +26,7 @@ setup(
         'importlib_resources>=6',       # tensorflow-datasets uses it without asking for it
         'ml_collections>=1.1',
         'numpy>=2.0',
-        'opencv-python-headless>=4.10',
+        'opencv-python-headless>=4.11',
         'pillow>=11',
         'tokenizers>=0.21',
         'safetensors>=0.5',

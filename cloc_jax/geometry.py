@@ -3,7 +3,9 @@
 Convention: a pixel covers [i, i+1), so an image of width W spans [0, W] and its first pixel's centre is 0.5. All
 resizing in this project follows it (OpenCV's INTER_LINEAR and INTER_AREA, Pillow, and jax.image.resize do too).
 """
+from collections.abc import Sequence
 import dataclasses
+import functools
 
 import numpy as np
 
@@ -113,6 +115,7 @@ class Geometry:
     return out[..., [2, 1, 0, 3]] if self.flipped else out
 
 
+@functools.lru_cache(maxsize=4096)  # sizes come again and again
 def resize_with_pad(*, height: int, width: int, canvas: int, pad: str = 'center',
                     crop: tuple[int, int, int, int] | None = None) -> Geometry:
   """The recipe's "resize with pad": the long side becomes `canvas`, the short side is padded (SPEC §4).
@@ -141,11 +144,22 @@ def resize_with_pad(*, height: int, width: int, canvas: int, pad: str = 'center'
 
 
 def normalized_boxes_to_canvas(geometry: Geometry, boxes: np.ndarray) -> np.ndarray:
-  """(..., 4) xyxy normalised to the original image, as records store them → xyxy normalised to the canvas."""
+  """(n, 4) xyxy normalised to the original image, as records store them → xyxy normalised to the canvas, float32."""
+  return normalized_boxes_to_canvases([geometry], boxes, [0] * len(boxes))
+
+
+def normalized_boxes_to_canvases(geometries: Sequence[Geometry | None], boxes: np.ndarray,
+                                 which: Sequence[int]) -> np.ndarray:
+  """As normalized_boxes_to_canvas for boxes of several images: `which` is (n,), the place of each box's geometry."""
   # Fractions of the original image are fractions of its place on the canvas. Every training example comes through here.
-  x0, y0, x1, y1 = geometry.window
-  width, height = geometry.resized_width / (x1 - x0), geometry.resized_height / (y1 - y0)
-  extent = np.array([geometry.width * width, geometry.height * height] * 2)
-  offset = np.array([geometry.left - x0 * width, geometry.top - y0 * height] * 2)
-  out = (np.asarray(boxes, np.float64) * extent + offset) / geometry.canvas
-  return (box_lib.flip_horizontal(out) if geometry.flipped else out).astype(np.float32)
+  table = np.array([(0,) * 12 if g is None else (
+      *g.window, g.resized_width, g.resized_height, g.width, g.height, g.left, g.top, g.canvas, g.flipped)
+                    for g in geometries], np.float64)[which]
+  start, end, resized, size, corner = (table[:, i:i + 2] for i in range(0, 10, 2))
+  canvas, flipped = table[:, 10:11], table[:, 11] > 0
+  scale = resized / (end - start)
+  extent, offset = np.tile(size * scale, 2), np.tile(corner - start * scale, 2)
+  out = (np.asarray(boxes, np.float64) * extent + offset) / canvas
+  if flipped.any():
+    out[flipped] = box_lib.flip_horizontal(out[flipped])
+  return out.astype(np.float32)

@@ -32,22 +32,23 @@ def write_gallery(path: spec_lib.Data, *, split: str, out: str | os.PathLike, co
   Raises:
     FileNotFoundError, ValueError: as pipeline.train_dataset.
   """
-  examples = pipeline.prepared_dataset(
-      path, split=split, image_size=image_size, regions_per_image=regions_per_image, seed=seed, flip=flip, pad=pad,
-      shuffle=shuffle, crop=crop)
-  shown = [examples[i] for i in range(min(count, len(examples)))]
+  examples = pipeline.Examples(
+      [pipeline.Origin(path, split=split, seed=seed)],
+      prepare.Prepare(image_size=image_size, regions_per_image=regions_per_image, flip=flip, pad=pad, crop=crop))
+  order = examples.order(0, shuffle=shuffle)
+  shown = examples.prepare([order[i] for i in range(min(count, len(order)))])
   canvases = np.empty((len(shown), image_size, image_size, 3), np.uint8)
-  shown = [prepare.paint(e, canvas, on_error='mask') for e, canvas in zip(shown, canvases)]
-  counts = {name: sum(int(e.counts.get(name, 0)) for e in shown) for name in prepare.STATS}
-  counts |= {'captions': sum(bool(e.caption) for e in shown), 'region_captions': counts['regions_kept']}
+  shown.paint(canvases, on_error='mask')
+  counts = {name: int(shown.count(name).sum()) for name in prepare.STATS}
+  counts |= {'captions': sum(map(bool, shown.captions)), 'region_captions': counts['regions_kept']}
   meta = sources.read_meta(path)
   out = pathlib.Path(out)
   out.parent.mkdir(parents=True, exist_ok=True)
-  out.write_text(_page(meta, split=split, examples=zip(shown, canvases), counts=counts), encoding='utf-8')
+  out.write_text(_page(meta, split=split, shown=shown, canvases=canvases, counts=counts), encoding='utf-8')
   return counts
 
 
-def _page(meta, *, split, examples, counts):
+def _page(meta, *, split, shown, canvases, counts):
   title = f'{meta.name} · {split}'
   sizes = ', '.join(f'{name} {size:,}' for name, size in meta.splits.items())
   facts = {'shown': counts['examples'], 'regions in their records': counts['regions_seen'],
@@ -60,26 +61,27 @@ def _page(meta, *, split, examples, counts):
       f'<header>\n<h1>{html.escape(title)}</h1>\n<p>{html.escape(meta.description)}</p>\n'
       f'<p class="soft">Splits: {html.escape(sizes)}. Images, boxes and captions are shown as a training step gets '
       f'them: resized, padded, perhaps mirrored, with the regions and the caption drawn for this epoch.</p>\n'
-      f'{page.facts(facts)}\n</header>\n<main class="grid">\n' + '\n'.join(_figure(*pair) for pair in examples)
+      f'{page.facts(facts)}\n</header>\n<main class="grid">\n' + '\n'.join(_figure(shown, i, canvas) for i, canvas in enumerate(canvases))
       + '\n</main>'))
 
 
-def _figure(example, canvas):
-  side = canvas.shape[0]
-  large_first = np.argsort(-box_lib.area(example.boxes), kind='stable')  # small boxes are not to be painted over
-  boxes = ''.join(page.box(example.boxes[i], index=int(i), side=side) for i in large_first)
-  labels = ''.join(f'<li>{page.chip(i)}<span>{html.escape(region.caption)}{_aside(region)}</span></li>'
-                   for i, region in enumerate(example.regions))
-  if example.image is None:
+def _figure(shown, i, canvas):
+  regions, side = shown.regions(i), canvas.shape[0]
+  corners = shown.boxes[i, :len(regions)]
+  large_first = np.argsort(-box_lib.area(corners), kind='stable')  # small boxes are not to be painted over
+  boxes = ''.join(page.box(corners[k], index=int(k), side=side) for k in large_first)
+  labels = ''.join(f'<li>{page.chip(k)}<span>{html.escape(region.caption)}{_aside(region)}</span></li>'
+                   for k, region in enumerate(regions))
+  if shown.images[i] is None:
     caption = '<p class="bad">This image could not be decoded: training masks it.</p>'
-  elif not example.caption:
+  elif not shown.captions[i]:
     caption = '<p class="soft">No caption.</p>'
   else:
-    caption = f'<p>{html.escape(example.caption)}</p>'
-  mirrored = ' · mirrored' if example.counts.get('flipped') else ''
+    caption = f'<p>{html.escape(shown.captions[i])}</p>'
+  mirrored = ' · mirrored' if shown.count('flipped')[i] else ''
   return (
       f'<figure>{page.picture(canvas, boxes)}<figcaption>{caption}<ol>{labels}</ol>'
-      f'<div class="id">{html.escape(example.image_id)}{mirrored}</div></figcaption></figure>')
+      f'<div class="id">{html.escape(shown.image_ids[i])}{mirrored}</div></figcaption></figure>')
 
 
 def _aside(region):

@@ -12,8 +12,9 @@ import numpy as np
 _FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _COMMON_FRAMES = (0xC0, 0xC1, 0xC2)  # Huffman-coded: baseline, extended, progressive
 _APP1, _EXIF, _ORIENTATION = 0xE1, b'Exif\0\0', 0x0112
-_REDUCED = {1: cv2.IMREAD_COLOR, 2: cv2.IMREAD_REDUCED_COLOR_2, 4: cv2.IMREAD_REDUCED_COLOR_4,
-            8: cv2.IMREAD_REDUCED_COLOR_8}
+_REDUCED = {1: cv2.IMREAD_COLOR_RGB, 2: cv2.IMREAD_REDUCED_GRAYSCALE_2 | cv2.IMREAD_COLOR_RGB,
+            4: cv2.IMREAD_REDUCED_GRAYSCALE_4 | cv2.IMREAD_COLOR_RGB,
+            8: cv2.IMREAD_REDUCED_GRAYSCALE_8 | cv2.IMREAD_COLOR_RGB}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,7 +61,7 @@ def read_header(data: bytes) -> Header | None:
 
 
 def decode_reduced(data: bytes, header: Header, *, height: int, width: int,
-                   crop: tuple[int, int, int, int] | None = None) -> np.ndarray | None:
+                   crop: tuple[int, int, int, int] | None = None, out: np.ndarray | None = None) -> np.ndarray | None:
   """Decodes and resizes to (height, width, 3) uint8 RGB, upright; None if OpenCV does not decode it.
 
   At least as many pixels are decoded as are asked for, and fewer than twice as many a side (down to an eighth of the
@@ -70,6 +71,7 @@ def decode_reduced(data: bytes, header: Header, *, height: int, width: int,
     data, header: the file.
     height, width: of the result.
     crop: xyxy in whole pixels of the upright image: only this part is the result.
+    out: a place for the result, of its shape, that is used where that spares a copy; look at what is returned.
   """
   turned = header.orientation >= 5
   rows, cols = (width, height) if turned else (height, width)
@@ -87,8 +89,10 @@ def decode_reduced(data: bytes, header: Header, *, height: int, width: int,
     image = _cut(image, at=(x0 / reduce, y0 / reduce), scale=(fx, fy), rows=rows, cols=cols)
   elif (fy, fx) != (1, 1):
     linear = min(fy, fx) > 0.5 or max(fy, fx) > 1
-    image = cv2.resize(image, None, fx=fx, fy=fy, interpolation=cv2.INTER_LINEAR if linear else cv2.INTER_AREA)
-  return orient(cv2.cvtColor(image[:rows, :cols], cv2.COLOR_BGR2RGB), header.orientation)
+    image = cv2.resize(image, None, dst=out if header.orientation == 1 else None, fx=fx, fy=fy,
+                       interpolation=cv2.INTER_LINEAR if linear else cv2.INTER_AREA)
+  # Rounding may have made a row or a column too many.
+  return orient(image if image.shape[:2] == (rows, cols) else image[:rows, :cols], header.orientation)
 
 
 def _cut(image, *, at, scale, rows, cols):

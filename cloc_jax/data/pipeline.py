@@ -6,6 +6,7 @@ batches of a run do not depend on the number of worker processes, and the exampl
 the number of hosts.
 """
 from collections.abc import Callable, Sequence
+import dataclasses
 
 from absl import flags
 import grain
@@ -17,8 +18,6 @@ from cloc_jax.data import prepare as prepare_lib
 from cloc_jax.data import sources
 from cloc_jax.data import spec as spec_lib
 from cloc_jax.data import transforms
-
-_FULL_CANVAS = (0.0, 0.0, 1.0, 1.0)
 
 
 def train_dataset(path: spec_lib.Data | None = None, *, split: str = 'train', tokenizer, batch_size: int,
@@ -77,25 +76,31 @@ def train_dataset(path: spec_lib.Data | None = None, *, split: str = 'train', to
   if (path is None) == (not mixture):
     raise ValueError('expected either a data set or a mixture')
   global_batch, end = batch_size * process_count, None
-  draws = dict(image_size=image_size, regions_per_image=regions_per_image, flip=flip, pad=pad, shuffle=shuffle,
-               on_error=on_error, decode=decode, crop=crop)
+  prepare = prepare_lib.Prepare(image_size=image_size, regions_per_image=regions_per_image, flip=flip, pad=pad,
+                                on_error=on_error, decode=decode, crop=crop)
   if mixture:
     if epochs is not None:
       raise ValueError('a mixture has no epochs of its own: its parts have, each its own')
-    examples = _mixed(mixture, seed=seed, global_batch=global_batch, **draws)
+    mixture_lib.check_batch(mixture, mixture_lib.sizes(mixture), batch_size=global_batch)
+    examples = Examples([Origin(part.path, split=part.split, seed=mixture_lib.seed_of(part, seed),
+                                captions=part.captions, on_error=on_error) for part in mixture], prepare)
+    order = grain.MapDataset.select_from_datasets(
+        [examples.order(i, shuffle=shuffle).repeat(None) for i in range(len(mixture))],
+        mixture_lib.Schedule(mixture, seed=seed))
   else:
-    examples = prepared_dataset(path, split=split, seed=seed, captions=captions, **draws)
-    size = len(examples)
+    examples = Examples([Origin(path, split=split, seed=seed, captions=captions, on_error=on_error)], prepare)
+    order = examples.order(0, shuffle=shuffle)
+    size = len(order)
     if size < global_batch:
       raise ValueError(f'{path}: split {split!r} has {size} examples, fewer than one batch of {global_batch} '
                        f'({batch_size} on each of {process_count} hosts)')
     # Cut at whole global batches, else hosts would end after unequal numbers of batches and wait for each other.
     end = None if epochs is None else epochs * size // global_batch * global_batch
-    examples = examples.repeat(epochs)
+    order = order.repeat(epochs)
   collate = Collate(tokenizer, image_size=image_size, text_length=text_length, region_text_length=region_text_length,
-                    regions_per_image=regions_per_image, on_error=on_error)
+                    on_error=on_error)
   batches = grain.MapDataset.source(
-      Batches(examples.slice(slice(skip_examples + process_index, end, process_count)), batch_size, collate))
+      Batches(examples, order.slice(slice(skip_examples + process_index, end, process_count)), batch_size, collate))
   # One thread keeps two batches ready; more would only fight with the trainer for the interpreter.
   options = grain.ReadOptions(num_threads=0 if num_workers else 1, prefetch_buffer_size=0 if num_workers else 2)
   dataset = batches.to_iter_dataset(options)
@@ -106,28 +111,68 @@ def train_dataset(path: spec_lib.Data | None = None, *, split: str = 'train', to
   return dataset
 
 
-def prepared_dataset(path: spec_lib.Data, *, split: str, image_size: int, regions_per_image: int = 4, seed: int = 0,
-                     flip: bool = False, pad: str = 'center', shuffle: bool = True, on_error: str = 'mask',
-                     decode: str = 'exact', captions: str | Sequence[float] = 'random',
-                     crop: transforms.Crop | None = None) -> grain.MapDataset:
-  """The examples of `train_dataset` before they are painted, tokenised and batched: a MapDataset of prepare.Prepared."""
-  source = sources.open_source(path, split=split)
-  if on_error == 'mask':
-    source = Tolerant(source)
-  prepare = prepare_lib.Prepare(image_size=image_size, regions_per_image=regions_per_image, flip=flip, pad=pad,
-                                on_error=on_error, decode=decode, captions=captions, crop=crop)
-  # Before the shuffle, the index that seeds a draw is epoch · size + record.
-  dataset = grain.MapDataset.source(source).seed(seed).random_map(prepare)
-  return dataset.shuffle() if shuffle else dataset
+class Origin:
+  """Where examples come from: a split's records, and what is drawn for each.
+
+  path, split: see sources.open_source. seed, captions, on_error: see train_dataset.
+  """
+
+  def __init__(self, path: spec_lib.Data, *, split: str, seed: int, captions: str | Sequence[float] = 'random',
+               on_error: str = 'mask'):
+    prepare_lib.check_captions(captions, where='captions')
+    source = sources.open_source(path, split=split)
+    self.source = Tolerant(source) if on_error == 'mask' else source
+    self.captions = captions
+    # Apart from each other, else the order would have to do with what is drawn.
+    self.draw_seed, self.order_seed = (
+        int(np.random.SeedSequence([seed, use]).generate_state(1)[0]) for use in (1, 2))
 
 
-def _mixed(parts, *, seed, global_batch, **draws):
-  """The prepared examples of a mixture, without end."""
-  mixture_lib.check_batch(parts, mixture_lib.sizes(parts), batch_size=global_batch)
-  each = [prepared_dataset(part.path, split=part.split, captions=part.captions,
-                           seed=mixture_lib.seed_of(part, seed), **draws) for part in parts]
-  return grain.MapDataset.select_from_datasets([part.repeat(None) for part in each],
-                                               mixture_lib.Schedule(parts, seed=seed))
+class Examples:
+  """The examples of one origin or several, each known by its place: (origin, epoch · records + record)."""
+
+  def __init__(self, origins: Sequence[Origin], prepare: prepare_lib.Prepare):
+    self._origins, self._prepare = origins, prepare
+
+  def order(self, origin: int, *, shuffle: bool) -> grain.MapDataset:
+    """The places of an origin's examples; every epoch of it in another order."""
+    # What Grain's graph carries is the order alone: records and pixels go by the batch, see Batches.
+    places = grain.MapDataset.range(len(self._origins[origin].source)).map_with_index(_Place(origin))
+    return places.shuffle(seed=self._origins[origin].order_seed) if shuffle else places
+
+  def prepare(self, places: Sequence[tuple[int, int]]) -> prepare_lib.PreparedBatch:
+    """Reads and prepares the examples at some places, all that is drawn being decided by the place."""
+    origins = self._origins
+    elements = []
+    for origin, index in places:
+      source = origins[origin].source
+      elements.append(source[index % len(source)])
+    draws = [Draws(origin.draw_seed) for origin in origins]
+    return self._prepare(elements, rngs=(draws[origin].at(index) for origin, index in places),
+                         captions=[origins[origin].captions for origin, _ in places])
+
+
+@dataclasses.dataclass(frozen=True)
+class _Place(grain.transforms.MapWithIndex):
+  origin: int
+
+  def map_with_index(self, index, element):
+    return self.origin, index
+
+
+class Draws:
+  """Random numbers by place: a generator that begins anew, elsewhere in its sequence, for each example."""
+
+  def __init__(self, seed: int):
+    self._bits = np.random.Philox(seed)
+    self._state, self._generator = self._bits.state, np.random.Generator(self._bits)
+
+  def at(self, index: int) -> np.random.Generator:
+    """The generator, always the same object, at the beginning of example `index`'s own sequence."""
+    # The counter has 256 bits: the highest 64 are the example's number, which leaves 2¹⁹² blocks to each.
+    self._state['state']['counter'][3] = index
+    self._bits.state = self._state
+    return self._generator
 
 
 class Tolerant:
@@ -150,57 +195,46 @@ class Tolerant:
 
 
 class Batches:
-  """A MapDataset's elements by the batch: all are read, then all are prepared, then they go through `collate`.
+  """Examples by the batch, as a source for Grain: all are read, then all are prepared, then they go through `collate`.
 
-  As grain.MapDataset.batch, which leaves out what does not fill a batch too, but takes each element through all steps
-  before the next; an eighth of an image's cost was in what that throws out of the processor's caches.
+  As grain.MapDataset.batch, what does not fill a batch is left out; but that takes each example through all steps
+  before the next, and what decoding an image throws out of the processor's caches was an eighth of the cost.
   """
 
-  def __init__(self, elements: grain.MapDataset, batch_size: int, collate: Callable[[Sequence], dict]):
-    self._elements, self._batch_size, self._collate = elements, batch_size, collate
+  def __init__(self, examples: Examples, places: grain.MapDataset, batch_size: int,
+               collate: Callable[[prepare_lib.PreparedBatch], dict]):
+    self._examples, self._places, self._batch_size, self._collate = examples, places, batch_size, collate
 
   def __len__(self) -> int:
-    return len(self._elements) // self._batch_size
+    return len(self._places) // self._batch_size
 
   def __getitem__(self, index) -> dict:
-    places = range(index * self._batch_size, (index + 1) * self._batch_size)
-    # Grain's own way to ask for many, which is not in its interface yet.
-    many = getattr(self._elements, '_getitems', None)
-    return self._collate([self._elements[i] for i in places] if many is None else many(list(places)))
+    wanted = range(index * self._batch_size, (index + 1) * self._batch_size)
+    # Grain's own way to ask for many, three times as quick, which is not in its interface yet.
+    many = getattr(self._places, '_getitems', None)
+    return self._collate(self._examples.prepare([self._places[i] for i in wanted] if many is None else many(wanted)))
 
 
 class Collate:
-  """A list of prepare.Prepared → dict(batch=…, stats=…); paints into one array, and tokenises a whole batch at once."""
+  """A prepare.PreparedBatch → dict(batch=…, stats=…): pixels and tokens."""
 
-  def __init__(self, tokenizer, *, image_size: int, text_length: int, region_text_length: int, regions_per_image: int,
-               on_error: str = 'mask'):
+  def __init__(self, tokenizer, *, image_size: int, text_length: int, region_text_length: int, on_error: str = 'mask'):
     self._tokenizer = tokenizer
     self._text_length, self._region_text_length = text_length, region_text_length
-    self._image_size, self._regions_per_image, self._on_error = image_size, regions_per_image, on_error
+    self._image_size, self._on_error = image_size, on_error
 
-  def __call__(self, examples: Sequence[prepare_lib.Prepared]) -> dict:
-    size, regions = len(examples), self._regions_per_image
-    images = np.empty((size, self._image_size, self._image_size, 3), np.uint8)
-    examples = [prepare_lib.paint(e, out, on_error=self._on_error) for e, out in zip(examples, images)]
-    tokens = self._tokenizer([e.caption for e in examples], length=self._text_length)
-    boxes = np.tile(np.array(_FULL_CANVAS, np.float32), (size, regions, 1))
-    region_mask = np.zeros((size, regions), bool)
-    phrases = [''] * (size * regions)
-    for i, example in enumerate(examples):
-      count = len(example.regions)
-      boxes[i, :count] = example.boxes
-      region_mask[i, :count] = True
-      phrases[i * regions:i * regions + count] = example.regions.captions
-    region_tokens = self._tokenizer(phrases, length=self._region_text_length)
-    has_caption = np.array([bool(e.caption) for e in examples])
+  def __call__(self, examples: prepare_lib.PreparedBatch) -> dict:
+    images = np.empty((len(examples), self._image_size, self._image_size, 3), np.uint8)
+    examples.paint(images, on_error=self._on_error)
+    tokens = self._tokenizer(examples.captions, length=self._text_length)
+    region_mask = examples.region_mask
+    region_tokens = self._tokenizer(examples.region_captions(), length=self._region_text_length)
+    has_caption = np.array([bool(caption) for caption in examples.captions])
     batch = Batch(
-        image=images, image_mask=has_caption & np.array([e.image is not None for e in examples]), text=tokens.ids,
-        boxes=boxes,
-        region_text=region_tokens.ids.reshape(size, regions, self._region_text_length), region_mask=region_mask)
-    stats = dict.fromkeys(prepare_lib.STATS, 0)
-    for example in examples:
-      for name, count in example.counts.items():
-        stats[name] += count
+        image=images, image_mask=has_caption & np.array([image is not None for image in examples.images]),
+        text=tokens.ids, boxes=examples.boxes,
+        region_text=region_tokens.ids.reshape(*region_mask.shape, self._region_text_length), region_mask=region_mask)
+    stats = dict(zip(prepare_lib.STATS, examples.counts.sum(0)))
     stats |= {
         'captions': has_caption.sum(),
         'truncated_captions': (tokens.truncated & has_caption).sum(),

@@ -2,11 +2,10 @@
 
 Pixels come last, when all that is small is done for a whole batch: decoding one image empties the processor's caches.
 """
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 import dataclasses
 import logging
 
-import grain
 import numpy as np
 
 from cloc_jax import boxes as box_lib
@@ -21,26 +20,89 @@ STATS = ('examples', 'regions_seen', 'regions_kept', 'captions', 'truncated_capt
          'boxes_dropped', 'boxes_clipped', 'flipped', 'other_captions', 'cropped', 'regions_cropped_out')
 
 PAD_VALUE = 127
+_FULL_CANVAS = (0.0, 0.0, 1.0, 1.0)
+_NO_REGIONS = schema.Regions.of(())
+_COLUMN = {name: i for i, name in enumerate(STATS)}
+_DRAWN = [_COLUMN[name] for name in ('examples', 'regions_seen', 'regions_kept', 'empty_captions', 'other_captions',
+                                     'flipped', 'cropped', 'regions_cropped_out')]
 
 
-@dataclasses.dataclass(frozen=True)
-class Prepared:
-  """One example after the random draws, still with its words, and as a rule without its pixels; m ≤ regions_per_image.
+class PreparedBatch:
+  """Examples after the random draws, still with their words, and as a rule without their pixels.
 
-  image: what `paint` makes the canvas of; None where there is none, and then there are no regions.
-  geometry: how it is put on the canvas.
-  caption: '' if the record has none.
-  boxes: (m, 4) float32, xyxy normalised to the canvas.
-  regions: the m regions as stored, in the order of `boxes`.
-  counts: what was found, by the names in STATS.
+  B examples, M = regions_per_image. Those that cannot be read have no image, no caption and no regions.
+
+  images: B; what `paint` makes the canvases of, None where there is none.
+  geometries: B; how each is put on its canvas, None where there is no image.
+  image_ids, captions: B; '' for none.
+  boxes: (B, M, 4) float32, xyxy normalised to the canvas; the whole canvas where there is no region.
+  region_mask: (B, M) bool.
+  counts: (B, len(STATS)) int64: what was found in each, by the names in STATS.
   """
-  image: transforms.Opened | np.ndarray | None
-  geometry: geometry_lib.Geometry | None
-  image_id: str
-  caption: str
-  boxes: np.ndarray
-  regions: schema.Regions
-  counts: dict[str, int]
+
+  def __init__(self, size: int, regions_per_image: int):
+    self.images: list[transforms.Opened | np.ndarray | None] = [None] * size
+    self.geometries: list[geometry_lib.Geometry | None] = [None] * size
+    self.image_ids, self.captions = [''] * size, [''] * size
+    self.boxes = np.empty((size, regions_per_image, 4), np.float32)
+    self.boxes[:] = _FULL_CANVAS
+    self.region_mask = np.zeros((size, regions_per_image), bool)
+    self.counts = np.zeros((size, len(STATS)), np.int64)
+    self._regions, self._drawn = [_NO_REGIONS] * size, [()] * size
+
+  def __len__(self) -> int:
+    return len(self.images)
+
+  def regions(self, i: int) -> schema.Regions:
+    """The regions drawn of an example, in the order of its boxes; a box is as stored."""
+    return self._regions[i].take(self._drawn[i])
+
+  def region_captions(self) -> list[str]:
+    """B·M; '' where there is no region."""
+    padding = [''] * self.region_mask.shape[1]
+    out = []
+    for regions, drawn in zip(self._regions, self._drawn):
+      captions = regions.captions
+      out += [captions[i] for i in drawn]
+      out += padding[len(drawn):]
+    return out
+
+  def count(self, name: str) -> np.ndarray:
+    """(B,) of one of STATS."""
+    return self.counts[:, _COLUMN[name]]
+
+  def paint(self, out: np.ndarray, *, on_error: str) -> None:
+    """Decodes, resizes and pads each image into `out`, (B, S, S, 3) uint8; grey where there is none.
+
+    An example whose image turns out to be damaged is masked.
+
+    Raises:
+      transforms.ImageError: naming the record, if an image cannot be decoded and `on_error` is 'raise'.
+    """
+    for i, (image, canvas) in enumerate(zip(self.images, out)):
+      if isinstance(image, transforms.Opened):
+        try:
+          image.on_canvas(self.geometries[i], pad_value=PAD_VALUE, out=canvas)
+        except transforms.ImageError as error:
+          canvas[...] = PAD_VALUE
+          self._give_up(i, error, on_error=on_error)
+      else:
+        canvas[...] = PAD_VALUE if image is None else image
+
+  def _give_up(self, i, error, *, on_error):
+    if on_error == 'raise':
+      raise error
+    _log.warning('%s; the example is masked', error)
+    self._mask(i, 'corrupt_images')
+
+  def _mask(self, i, reason):
+    """Takes everything from example i but its name, and counts why."""
+    self.images[i] = self.geometries[i] = None
+    self.captions[i] = ''
+    self.boxes[i], self.region_mask[i] = _FULL_CANVAS, False
+    self._regions[i], self._drawn[i] = _NO_REGIONS, ()
+    self.counts[i] = 0
+    self.counts[i, [_COLUMN['examples'], _COLUMN[reason]]] = 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,19 +113,20 @@ class Damaged:
 
 
 @dataclasses.dataclass(frozen=True)
-class Prepare(grain.transforms.RandomMap):
-  """schema.Example → Prepared; see `train_dataset` for the fields."""
+class Prepare:
+  """Some schema.Examples → PreparedBatch; see `train_dataset` for the fields.
+
+  A batch at a time: what can be done for all regions of a batch in one go costs a tenth of the same image by image.
+  """
   image_size: int
   regions_per_image: int
   flip: bool = False
   pad: str = 'center'
   on_error: str = 'mask'
   decode: str = 'exact'
-  captions: str | Sequence[float] = 'random'
   crop: transforms.Crop | None = None
 
   def __post_init__(self):
-    check_captions(self.captions, where='captions')
     transforms.check_decode_mode(self.decode)
     if self.on_error not in ('mask', 'raise'):
       raise ValueError(f"on_error: expected 'mask' or 'raise', got {self.on_error!r}")
@@ -72,73 +135,71 @@ class Prepare(grain.transforms.RandomMap):
     # Fails on a bad size or padding mode here, not in a worker process.
     geometry_lib.resize_with_pad(height=1, width=1, canvas=self.image_size, pad=self.pad)
 
-  def random_map(self, element: schema.Example | Damaged, rng: np.random.Generator) -> Prepared:
-    """Draws a crop, a caption, regions and a flip."""
-    if isinstance(element, Damaged):
-      _log.warning('%s; the example is masked', element.error)
-      return _masked(image_id='', count='corrupt_records')
-    try:
-      return self._prepare(element, rng)
-    except transforms.ImageError as error:
-      return _given_up(element.image_id, error, on_error=self.on_error)
+  def __call__(self, elements: Sequence[schema.Example | Damaged], *, rngs: Iterable[np.random.Generator],
+               captions: Sequence[str | Sequence[float]]) -> PreparedBatch:
+    """Draws a crop, a caption, regions and a flip for each.
 
-  def _prepare(self, example, rng):
-    image = open_example(example, mode=self.decode)
+    Args:
+      elements: the records.
+      rngs: one for each, of which every draw is made before the next is taken: it may be the same object, set anew.
+      captions: one choice for each, see check_captions.
+    """
+    out = PreparedBatch(len(elements), self.regions_per_image)
+    for i, element in enumerate(elements):
+      if isinstance(element, Damaged):
+        _log.warning('%s; the example is masked', element.error)
+        out._mask(i, 'corrupt_records')
+        continue
+      out.image_ids[i] = element.image_id
+      try:
+        out.images[i] = open_example(element, mode=self.decode)
+      except transforms.ImageError as error:
+        out._give_up(i, error, on_error=self.on_error)
+    sound = [i for i, image in enumerate(out.images) if image is not None]
+    usable = dict(zip(sound, usable_regions_of([elements[i] for i in sound])))
+    boxes, counts = [], []
+    for i, rng in enumerate(rngs):
+      if i in usable:
+        own, found = self._draw(out, i, elements[i], usable[i], rng, captions[i])
+        boxes.append(own)
+        counts.append(found)
+    if sound:
+      out.counts[np.ix_(sound, _DRAWN)] += counts
+      out.region_mask[sound] = np.arange(self.regions_per_image) < np.array([len(own) for own in boxes])[:, None]
+      out.boxes[out.region_mask] = geometry_lib.normalized_boxes_to_canvases(
+          out.geometries, np.concatenate(boxes), out.region_mask.nonzero()[0])
+    return out
+
+  def _draw(self, out, i, example, usable, rng, choice):
+    """Fills the words, the image and its geometry of row i.
+
+    Returns:
+      The boxes drawn, in fractions of the original image, and the counts of _DRAWN.
+    """
+    image, boxes, seen = out.images[i], usable.boxes, len(usable.regions)
     window = None if self.crop is None else self.crop.draw(rng, height=image.height, width=image.width)
     geometry = geometry_lib.resize_with_pad(
         height=image.height, width=image.width, canvas=self.image_size, pad=self.pad, crop=window)
-    usable = usable_regions(example)
-    boxes, visible = usable.boxes, np.arange(len(usable.regions))
-    counts = dict(usable.counts, examples=1, regions_seen=len(usable.regions),
-                  empty_captions=max(sum(not c.strip() for c in example.captions), int(not example.captions)))
+    visible = None
     if window is not None:
       boxes, visible = geometry.crop_boxes(boxes, min_visible=self.crop.min_visible)
-      counts |= {'cropped': 1, 'regions_cropped_out': len(usable.regions) - len(visible)}
-    caption, other = _draw_caption(example.captions, self.captions, rng)
-    drawn = visible[rng.permutation(len(visible))[:self.regions_per_image]]
-    regions = usable.regions.take(drawn)
-    wants_flip = rng.random() < 0.5
-    if self.flip and wants_flip and not any(map(transforms.mentions_sides, (caption, *regions.captions))):
+    caption, other = _draw_caption(example.captions, choice, rng)
+    left = seen if visible is None else len(visible)
+    drawn = rng.permutation(left)[:self.regions_per_image]
+    drawn = drawn if visible is None else visible[drawn]
+    kept = drawn.tolist()
+    flips = rng.random() < 0.5 and self.flip and not any(
+        map(transforms.mentions_sides, (caption, *[usable.regions.captions[k] for k in kept])))
+    if flips:
       geometry = geometry.flip()
-      counts['flipped'] = 1
-    counts |= {'regions_kept': len(regions), 'other_captions': other}
     if image.decoded:  # a batch of them, whole, might be gigabytes
-      image = image.on_canvas(geometry, pad_value=PAD_VALUE)
-    return Prepared(
-        image=image, geometry=geometry, image_id=example.image_id, caption=caption, regions=regions, counts=counts,
-        boxes=geometry_lib.normalized_boxes_to_canvas(geometry, boxes[drawn]))
-
-
-def paint(example: Prepared, out: np.ndarray, *, on_error: str) -> Prepared:
-  """Decodes, resizes and pads into `out`, (S, S, 3) uint8; grey where there is no image.
-
-  Returns:
-    The example, or what stands in its place if its image cannot be decoded and `on_error` is 'mask'.
-
-  Raises:
-    transforms.ImageError: naming the record, if its image cannot be decoded and `on_error` is 'raise'.
-  """
-  try:
-    if isinstance(example.image, transforms.Opened):
-      example.image.on_canvas(example.geometry, pad_value=PAD_VALUE, out=out)
-    else:
-      out[...] = PAD_VALUE if example.image is None else example.image
-    return example
-  except transforms.ImageError as error:
-    out[...] = PAD_VALUE
-    return _given_up(example.image_id, error, on_error=on_error)
-
-
-def _given_up(image_id, error, *, on_error):
-  if on_error == 'raise':
-    raise error
-  _log.warning('%s; the example is masked', error)
-  return _masked(image_id=image_id, count='corrupt_images')
-
-
-def _masked(*, image_id, count):
-  return Prepared(image=None, geometry=None, image_id=image_id, caption='', boxes=np.zeros((0, 4), np.float32),
-                  regions=schema.Regions.of(()), counts={'examples': 1, count: 1})
+      out.images[i] = image.on_canvas(geometry, pad_value=PAD_VALUE)
+    out.geometries[i], out.captions[i] = geometry, caption
+    out._regions[i], out._drawn[i] = usable.regions, kept
+    for name, number in usable.counts.items():
+      out.counts[i, _COLUMN[name]] = number
+    empty = sum(not c.strip() for c in example.captions) if example.captions else 1
+    return boxes[drawn], (1, seen, len(kept), empty, other, flips, window is not None, seen - left)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -156,21 +217,30 @@ def usable_regions(example: schema.Example) -> UsableRegions:
     ValueError: naming the record, if its boxes are not normalised xyxy.
   """
   regions = schema.Regions.of(example.regions)
-  boxes, captions = regions.boxes, regions.captions
-  if not captions:
-    return UsableRegions(boxes=boxes, regions=regions, counts={})
-  counts, keep = {}, np.ones(len(boxes), bool)
-  if boxes.min() >= 0 and boxes.max() <= 1 and (boxes[:, 2:] > boxes[:, :2]).all():
-    if all(captions) and not any(map(str.isspace, captions)):
-      return UsableRegions(boxes=boxes, regions=regions, counts={})  # the usual case, at once
-  else:
-    box_lib.check_normalized(boxes, where=f'record {example.image_id!r}')
-    boxes, keep, found = box_lib.sanitize(boxes)
-    counts = {'boxes_dropped': found['inverted'] + found['empty'], 'boxes_clipped': found['clipped']}
-  worded = np.array([bool(caption.strip()) for caption in captions])
+  if not len(regions) or _sound(regions.boxes, regions.captions):
+    return UsableRegions(boxes=regions.boxes, regions=regions, counts={})
+  box_lib.check_normalized(regions.boxes, where=f'record {example.image_id!r}')
+  boxes, keep, found = box_lib.sanitize(regions.boxes)
+  counts = {'boxes_dropped': found['inverted'] + found['empty'], 'boxes_clipped': found['clipped']}
+  worded = np.array([bool(caption.strip()) for caption in regions.captions])
   counts['empty_region_captions'] = int((keep & ~worded).sum())
   kept = np.flatnonzero(keep & worded)
   return UsableRegions(boxes=boxes[kept], regions=regions.take(kept), counts=counts)
+
+
+def usable_regions_of(examples: Sequence[schema.Example]) -> list[UsableRegions]:
+  """`usable_regions` of each; of many at once, since as a rule there is nothing to leave out in any of them."""
+  regions = [schema.Regions.of(example.regions) for example in examples]
+  captions = [caption for each in regions for caption in each.captions]
+  if not captions or _sound(np.concatenate([each.boxes for each in regions]), captions):
+    return [UsableRegions(boxes=each.boxes, regions=each, counts={}) for each in regions]
+  return [usable_regions(example) for example in examples]
+
+
+def _sound(boxes, captions):
+  """Whether every box lies inside, has an area, and has words."""
+  return bool(boxes.min() >= 0 and boxes.max() <= 1 and (boxes[:, 2:] > boxes[:, :2]).all()
+              and all(captions) and not any(map(str.isspace, captions)))
 
 
 def open_example(example: schema.Example, *, mode: str) -> transforms.Opened:

@@ -199,7 +199,7 @@ def decode(record: bytes, *, where: str) -> Example:
     raise ValueError(f'{where}: the record has no {", ".join(map(repr, missing))}; it has {sorted(feature)}')
   texts = {name: list(map(bytes.decode, feature[f'regions/{name}'].bytes_list.value))
            for name in ('caption', 'category', 'source')}
-  boxes = np.array(feature['regions/box'].float_list.value, np.float32)
+  boxes = np.array(feature['regions/box'].float_list.value[:], np.float32)  # of a list: twice as quick
   scores = feature['regions/score'].float_list.value[:]
   count = len(texts['caption'])
   if not len(boxes) / 4 == len(scores) == len(texts['category']) == len(texts['source']) == count:
@@ -214,7 +214,7 @@ def decode(record: bytes, *, where: str) -> Example:
       width=feature['width'].int64_list.value[0],
       captions=tuple(map(bytes.decode, feature['captions'].bytes_list.value)),
       regions=regions,
-      made_by=tuple(map(bytes.decode, feature['made_by'].bytes_list.value)))
+      made_by=tuple(map(bytes.decode, feature['made_by'].bytes_list.value)) if 'made_by' in feature else ())
 
 
 def check_example(example: Example) -> None:

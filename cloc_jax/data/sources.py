@@ -81,13 +81,13 @@ class RecordSource:
     self._open()
 
   def __len__(self) -> int:
-    return len(self._records)
+    return self._length
 
   def __getitem__(self, index) -> schema.Example:
     """Raises RecordError if the record is damaged, IndexError beyond the end."""
-    where = f'{self.path}, split {self.split!r}, record {int(index)}'
-    if not 0 <= index < len(self):
-      raise IndexError(f'{where}: the split has {len(self)}')
+    where = f'{self._where}{int(index)}'
+    if not 0 <= index < self._length:
+      raise IndexError(f'{where}: the split has {self._length}')
     try:
       return schema.decode(self._records[index], where=where)
     except _DAMAGE as error:
@@ -120,6 +120,7 @@ class RecordSource:
     # Our own decoding: TFDS's costs more than a small image's pixels do.
     self._records = builder.as_data_source(
         self.split, deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES)
+    self._length, self._where = len(self._records), f'{self.path}, split {self.split!r}, record '
 
 
 def read_shard(path: str | os.PathLike) -> Iterator[schema.Example]:

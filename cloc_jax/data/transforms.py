@@ -79,8 +79,10 @@ class Opened:
     _check_size((self.height, self.width), geometry)
     if not self.decoded:
       if self._mode == 'fast':
-        image = jpeg.decode_reduced(self._data, self._header, height=geometry.resized_height,
-                                    width=geometry.resized_width, crop=geometry.crop)
+        out = _canvas(geometry) if out is None else out
+        image = jpeg.decode_reduced(
+            self._data, self._header, height=geometry.resized_height, width=geometry.resized_width, crop=geometry.crop,
+            out=None if geometry.flipped else _place(out, geometry))
         if image is not None:
           return _pad(image, geometry, pad_value, out)
         # OpenCV does not take it. Perhaps Pillow does, or knows what is wrong.
@@ -186,16 +188,31 @@ def _check_size(size, geometry):
 
 
 def _pad(image, geometry, pad_value, out):
-  """A resized image on its canvas, mirrored where the geometry says so."""
-  height, width, side = geometry.resized_height, geometry.resized_width, geometry.canvas
-  top, left = geometry.top, side - geometry.left - width if geometry.flipped else geometry.left
-  out = np.empty((side, side, 3), np.uint8) if out is None else out
-  # Several times as quick as a copy of a view with a negative stride.
-  out[top:top + height, left:left + width] = cv2.flip(image, 1) if geometry.flipped else image
+  """A resized image on its canvas, mirrored where the geometry says so; it may be in its place already."""
+  out = _canvas(geometry) if out is None else out
+  place = _place(out, geometry)
+  if not np.may_share_memory(image, place):
+    # Several times as quick as a copy of a view with a negative stride.
+    place[...] = cv2.flip(image, 1) if geometry.flipped else image
+  top, left, height, width = geometry.top, _left(geometry), geometry.resized_height, geometry.resized_width
   for border in (out[:top], out[top + height:], out[top:top + height, :left], out[top:top + height, left + width:]):
     if border.size:
       border[...] = pad_value
   return out
+
+
+def _canvas(geometry):
+  return np.empty((geometry.canvas, geometry.canvas, 3), np.uint8)
+
+
+def _place(canvas, geometry):
+  """Where on its canvas the image is, a view."""
+  top, left = geometry.top, _left(geometry)
+  return canvas[top:top + geometry.resized_height, left:left + geometry.resized_width]
+
+
+def _left(geometry):
+  return geometry.canvas - geometry.left - geometry.resized_width if geometry.flipped else geometry.left
 
 
 def prepare_image(image, *, image_size: int, pad: str = 'center') -> tuple[np.ndarray, geometry_lib.Geometry]:

@@ -336,9 +336,21 @@ def test_eval_leaves_unusable_regions_out(write):
   assert example.boxes.shape == (1, 4) and example.boxes.dtype == np.float32
 
 
-def test_batches_are_those_of_grain():
-  numbers = grain.MapDataset.range(13).seed(3).random_map(lambda i, rng: (i, rng.random())).shuffle().repeat(2)
-  want = list(numbers.batch(4, drop_remainder=True, batch_fn=list))
-  assert list(grain.MapDataset.source(pipeline.Batches(numbers, 4, list))) == want and len(want) == 6
+def test_order_and_draws_are_those_of_grain(painted):
+  """Grain's own random_map takes an example through all steps before the next; what it draws is the same."""
+  examples = pipeline.Examples([pipeline.Origin(painted, split='train', seed=3)], prepare=None)
+  order = examples.order(0, shuffle=True).repeat(3)
+  draws = pipeline.Draws(pipeline.Origin(painted, split='train', seed=3).draw_seed)
+  ours = []
+  for origin, place in order:
+    rng = draws.at(place)
+    ours.append((place % 37, rng.integers(5), rng.permutation(8).tolist(), rng.random()))
+    assert origin == 0
+  theirs = grain.MapDataset.range(37).seed(3).random_map(
+      lambda i, rng: (i, rng.integers(5), rng.permutation(8).tolist(), rng.random())).shuffle().repeat(3)
+  assert ours == list(theirs) and len(ours) == 111
   # A release of Grain without a way to ask for many is asked for one after another.
-  assert [pipeline.Batches([numbers[i] for i in range(26)], 4, list)[i] for i in range(6)] == want
+  class Listed:
+    prepare = staticmethod(list)
+  batches = [grain.MapDataset.source(pipeline.Batches(Listed, places, 4, list)) for places in (order, list(order))]
+  assert list(batches[0]) == list(batches[1]) == list(order.batch(4, drop_remainder=True, batch_fn=list))

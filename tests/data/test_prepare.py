@@ -59,7 +59,13 @@ def test_usable_regions_are_those_of_a_loop(sound, stored):
   assert left_out > 20
 
 
-def test_only_drawn_regions_are_made(monkeypatch):
+def prepared(*examples, **options):
+  """PreparedBatch of some examples, 2 regions each."""
+  transform = prepare.Prepare(**dict(image_size=16, regions_per_image=2) | options)
+  return transform(examples, rngs=map(np.random.default_rng, range(len(examples))), captions=['random'] * len(examples))
+
+
+def test_only_regions_that_are_asked_for_are_made(monkeypatch):
   """Of a record that was read; objects for all would cost more than the rest of its reading."""
   record = schema.encode(painted_example(0, regions=6))
   made = []
@@ -70,9 +76,39 @@ def test_only_drawn_regions_are_made(monkeypatch):
     return original(**fields)
 
   monkeypatch.setattr(schema, 'Region', counted)
-  transform = prepare.Prepare(image_size=16, regions_per_image=2)
-  prepared = transform.random_map(schema.decode(record, where='here'), np.random.default_rng(0))
-  assert made == [r.caption for r in prepared.regions] and len(made) == 2 and prepared.counts['regions_seen'] == 6
+  batch = prepared(schema.decode(record, where='here'))
+  captions = batch.region_captions()
+  assert not made and len(captions) == 2 and batch.count('regions_seen') == [6]
+  assert made == [r.caption for r in batch.regions(0)] == captions
+
+
+@pytest.mark.parametrize('flip', [False, True])
+def test_a_batch_is_its_examples_one_by_one(flip):
+  """What is done for all regions of a batch at once is what each example gets alone."""
+  crop = transforms.Crop(scale=(0.4, 1.0))
+  examples = [dataclasses.replace(painted_example(i), regions=messy_regions(i, count=i % 5, sound=i % 3 > 0))
+              for i in range(24)]
+  examples[7] = prepare.Damaged('record 7: gone')
+  examples[9] = dataclasses.replace(examples[9], image=b'no image')
+  transform = prepare.Prepare(image_size=24, regions_per_image=3, flip=flip, crop=crop)
+  rngs = lambda: map(np.random.default_rng, range(24))
+  whole = transform(examples, rngs=rngs(), captions=['random'] * 24)
+  images = np.zeros((24, 24, 24, 3), np.uint8)
+  whole.paint(images, on_error='mask')
+  for i, (example, rng) in enumerate(zip(examples, rngs())):
+    alone = transform([example], rngs=[rng], captions=['random'])
+    image = np.zeros((1, 24, 24, 3), np.uint8)
+    alone.paint(image, on_error='mask')
+    np.testing.assert_array_equal(images[i], image[0])
+    for name in ('boxes', 'region_mask', 'counts'):
+      np.testing.assert_array_equal(getattr(whole, name)[i], getattr(alone, name)[0], err_msg=name)
+    assert (whole.captions[i], whole.image_ids[i]) == (alone.captions[0], alone.image_ids[0])
+    assert whole.geometries[i] == alone.geometries[0] and whole.regions(i) == alone.regions(0)
+  for i in (7, 9):
+    assert whole.images[i] is None and not whole.region_mask[i].any() and whole.counts[i].sum() == 2
+  counts = dict(zip(prepare.STATS, whole.counts.sum(0)))
+  assert min(counts[name] for name in ('regions_kept', 'cropped', 'regions_cropped_out', 'boxes_dropped')) > 0
+  assert (counts['flipped'] > 0) == flip
 
 
 @pytest.mark.parametrize('mode', transforms.DECODE_MODES)
@@ -83,13 +119,16 @@ def test_damage_behind_the_header_masks_one_row(mode, monkeypatch):
   example = dataclasses.replace(painted_example(0, regions=6), image=file.getvalue(), height=80, width=60)
   real = jpeg.read_header(example.image)
   monkeypatch.setattr(jpeg, 'read_header', lambda data: dataclasses.replace(real, height=80))  # a header that lies
-  prepared = prepare.Prepare(image_size=16, regions_per_image=2, decode=mode).random_map(
-      example, np.random.default_rng(0))
-  assert prepared.image is not None and len(prepared.regions) == 2
+  sound = painted_example(1, regions=6)
+  batch, again = (prepared(sound, example, sound, decode=mode) for _ in range(2))
+  assert batch.images[1] is not None and batch.region_mask.all()
   images = np.zeros((3, 16, 16, 3), np.uint8)
   with pytest.raises(transforms.ImageError, match=f"{example.image_id}.*says 80×60.*40×60"):
-    prepare.paint(prepared, images[1], on_error='raise')
-  masked = prepare.paint(prepared, images[1], on_error='mask')
-  assert masked.image is None and not len(masked.regions) and masked.caption == '' and masked.boxes.shape == (0, 4)
-  assert masked.counts == {'examples': 1, 'corrupt_images': 1}
-  assert (images[1] == prepare.PAD_VALUE).all() and not images[[0, 2]].any()
+    batch.paint(images, on_error='raise')
+  again.paint(images, on_error='mask')
+  assert again.images[1] is None and again.captions[1] == '' and not len(again.regions(1))
+  assert again.region_mask.tolist() == [[True] * 2, [False] * 2, [True] * 2]
+  assert again.boxes[1].tolist() == [[0, 0, 1, 1]] * 2 and again.region_captions()[2:4] == ['', '']
+  assert dict(zip(prepare.STATS, again.counts[1])) == dict.fromkeys(prepare.STATS, 0) | {
+      'examples': 1, 'corrupt_images': 1}
+  assert (images[1] == prepare.PAD_VALUE).all() and (images[0] != prepare.PAD_VALUE).any()
