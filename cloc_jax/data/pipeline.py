@@ -26,7 +26,7 @@ def train_dataset(path: spec_lib.Data | None = None, *, split: str = 'train', to
                   num_workers: int = 0, process_index: int = 0, process_count: int = 1, shuffle: bool = True,
                   on_error: str = 'mask', decode: str = 'exact', captions: str | Sequence[float] = 'random',
                   crop: transforms.Crop | None = None, mixture: Sequence[mixture_lib.Part] = (),
-                  skip_examples: int = 0) -> grain.IterDataset:
+                  skip_examples: int = 0, prefetch: int = 2) -> grain.IterDataset:
   """Batches for training, endless or for some epochs.
 
   Epochs follow each other without a seam: a batch may hold the end of one and the start of the next, and then perhaps
@@ -71,8 +71,8 @@ def train_dataset(path: spec_lib.Data | None = None, *, split: str = 'train', to
   if batch_size < 1 or not 0 <= process_index < process_count:
     raise ValueError(f'expected batch_size ≥ 1 and 0 ≤ process_index < process_count, got {batch_size}, '
                      f'{process_index} and {process_count}')
-  if skip_examples < 0:
-    raise ValueError(f'skip_examples: expected 0 or more, got {skip_examples}')
+  if skip_examples < 0 or prefetch < 0:
+    raise ValueError(f'skip_examples, prefetch: expected 0 or more, got {skip_examples} and {prefetch}')
   if (path is None) == (not mixture):
     raise ValueError('expected either a data set or a mixture')
   global_batch, end = batch_size * process_count, None
@@ -101,13 +101,15 @@ def train_dataset(path: spec_lib.Data | None = None, *, split: str = 'train', to
                     on_error=on_error)
   batches = grain.MapDataset.source(
       Batches(examples, order.slice(slice(skip_examples + process_index, end, process_count)), batch_size, collate))
-  # One thread keeps two batches ready; more would only fight with the trainer for the interpreter.
-  options = grain.ReadOptions(num_threads=0 if num_workers else 1, prefetch_buffer_size=0 if num_workers else 2)
+  # More than one thread would only fight with the trainer for the interpreter.
+  ahead = 0 if num_workers else prefetch
+  options = grain.ReadOptions(num_threads=min(ahead, 1), prefetch_buffer_size=ahead)
   dataset = batches.to_iter_dataset(options)
   if num_workers:
     if not flags.FLAGS.is_parsed():  # Grain hands its flags to the workers, also where no absl app has read any.
       flags.FLAGS.mark_as_parsed()
-    dataset = dataset.mp_prefetch(grain.MultiprocessingOptions(num_workers=num_workers, per_worker_buffer_size=2))
+    dataset = dataset.mp_prefetch(grain.MultiprocessingOptions(
+        num_workers=num_workers, per_worker_buffer_size=max(prefetch, 1)))
   return dataset
 
 

@@ -2,10 +2,12 @@
 
   python docs/results/data_pipeline.py [--photos shared/coco_mini/val2017] [--rounds 3]
 
-Photos are brought to 500 pixels on the long side (JPEG, quality 90) and stored with boxes, captions and phrases, most
-of which occur once, so that the tokenizer's cache does not flatter. Costs are processor time of the process and its
-workers, not wall time: the machine may be shared. Every round measures all cases one after another; the table has the
-medians over rounds, and ratios to the bare loop of the same round. Linux.
+Photos are brought to 500 pixels on the long side (JPEG, quality 90), or taken as they are, and stored with boxes,
+captions and phrases, most of which occur once, so that the tokenizer's cache does not flatter. Costs are processor time,
+not wall time: the machine may be shared. A bare loop is OpenCV's functions on images in memory, and nothing of this
+project. The first table is of one thread, whose batches take turns with batches of the bare loop; the second is of the
+pipeline as it is used, with Grain's thread or worker processes (of the process and its workers), against the bare loop
+before and after. Medians, and ratios within a round. Linux.
 """
 import argparse
 import io
@@ -34,8 +36,10 @@ WORDS = ('a the on of with small large red green old dog cat table chair street 
          'standing sitting wooden bright two three window tree car boat plate').split()
 
 
-def photos(folder) -> list[bytes]:
-  """JPEGs of 500 pixels on the long side; smooth noise where there is no folder."""
+def photos(folder, *, as_they_are=False) -> list[bytes]:
+  """JPEGs of 500 pixels on the long side, or the files; smooth noise where there is no folder."""
+  if as_they_are and folder:
+    return [path.read_bytes() for path in sorted(pathlib.Path(folder).glob('*.jpg'))]
   images = []
   for path in sorted(pathlib.Path(folder).glob('*.jpg')) if folder else ():
     image = PIL.Image.open(path).convert('RGB')
@@ -75,7 +79,11 @@ def processor_seconds() -> float:
   """Of this process and its living children."""
   total = sum(os.times()[:2])
   for children in pathlib.Path('/proc/self/task').glob('*/children'):
-    for pid in children.read_text().split():
+    try:
+      pids = children.read_text().split()
+    except FileNotFoundError:  # a thread that has ended since
+      continue
+    for pid in pids:
       fields = pathlib.Path(f'/proc/{pid}/stat').read_text().rpartition(')')[2].split()
       total += (int(fields[11]) + int(fields[12])) / os.sysconf('SC_CLK_TCK')
   return total
@@ -100,6 +108,25 @@ def opencv_linear(data):
   return cv2.resize(image, (made.resized_width, made.resized_height), interpolation=cv2.INTER_LINEAR)
 
 
+def opencv_exact(data):
+  image = cv2.cvtColor(cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB)
+  return on_canvas(image, cv2.INTER_AREA)
+
+
+def opencv_reduced(data):
+  """At half of its size at most: photos of 640 pixels or fewer are brought to 224."""
+  image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_REDUCED_COLOR_2)
+  return on_canvas(cv2.cvtColor(image, cv2.COLOR_BGR2RGB), cv2.INTER_LINEAR)
+
+
+def on_canvas(image, interpolation):
+  made = geometry_lib.resize_with_pad(height=image.shape[0], width=image.shape[1], canvas=SIDE)
+  canvas = np.full((SIDE, SIDE, 3), 127, np.uint8)
+  canvas[made.top:made.top + made.resized_height, made.left:made.left + made.resized_width] = cv2.resize(
+      image, (made.resized_width, made.resized_height), interpolation=interpolation)
+  return canvas
+
+
 def ours(mode):
   def decode(data):
     opened = transforms.open_image(data, where='', mode=mode)
@@ -107,9 +134,29 @@ def ours(mode):
   return decode
 
 
-BARE = {'Pillow, bilinear': pillow, 'OpenCV, whole, linear': opencv_linear, 'exact: OpenCV, whole, area': ours('exact'),
-        'fast: OpenCV, reduced, linear': ours('fast')}
+BARE = {'Pillow, bilinear': pillow, 'OpenCV, whole, linear': opencv_linear, 'exact: OpenCV, whole, area': opencv_exact,
+        'fast: OpenCV, reduced, linear': opencv_reduced, "this project's decoding alone, exact": ours('exact'),
+        "this project's decoding alone, fast": ours('fast')}
 BARE_OF = {'exact': 'exact: OpenCV, whole, area', 'fast': 'fast: OpenCV, reduced, linear'}
+
+
+def paired(path, tokens, jpegs, *, mode, batches) -> dict[str, float]:
+  """Microseconds an image, of one thread: medians over batches of the bare loop and of the pipeline in turns."""
+  made = iter(pipeline.train_dataset(path, split='train', tokenizer=tokens, batch_size=BATCH, image_size=SIDE,
+                                     decode=mode, prefetch=0))
+  few = list(itertools.islice(itertools.cycle(jpegs), BATCH))
+  next(made)
+  found = []
+  for _ in range(batches):
+    times = [time.thread_time()]
+    for run in (lambda: [BARE[BARE_OF[mode]](data) for data in few], lambda: next(made)):
+      run()
+      times.append(time.thread_time())
+    found.append(np.diff(times) / BATCH * 1e6)
+  bare, ours_ = np.array(found).T
+  return {'bare': float(np.median(bare)), 'pipeline': float(np.median(ours_)), 'over': float(np.median(ours_ / bare) - 1),
+          'more': float(np.median(ours_ - bare)), 'quietest bare': float(bare.min()),
+          'quietest pipeline': float(ours_.min())}
 
 
 def pipeline_cost(path, tokens, *, mode, workers, count) -> float:
@@ -146,42 +193,40 @@ def quality(jpegs) -> dict[str, float]:
   return {'mean': float(np.mean(found)), 'median': float(np.median(found)), 'min': min(found), 'images': len(found)}
 
 
-def resident_mb() -> float:
-  line = next(x for x in pathlib.Path('/proc/self/status').read_text().splitlines() if x.startswith('VmRSS'))
-  return int(line.split()[1]) / 1024
-
-
-def memory_growth(path, tokens, batches) -> dict[str, float]:
-  """Megabytes held after a tenth of the batches, and at their end. Batches and images are small: leaks are sought."""
-  data = iter(pipeline.train_dataset(path, split='train', tokenizer=tokens, batch_size=8, image_size=64, decode='fast'))
-  for _ in itertools.islice(data, batches // 10):
-    pass
-  before = resident_mb()
-  for _ in itertools.islice(data, batches - batches // 10):
-    pass
-  return {'batches': batches, 'after a tenth, MB': before, 'at the end, MB': resident_mb()}
-
-
 def main():
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
   beside = HERE.parents[2] / 'shared' / 'coco_mini' / 'val2017'
   parser.add_argument('--photos', default=os.fspath(beside) if beside.is_dir() else None, metavar='DIR')
-  parser.add_argument('--records', type=int, default=960)
+  parser.add_argument('--records', type=int, default=20_000, help="Grain's shuffle is slower below this")
+  parser.add_argument('--batches', type=int, default=40, help='in turns, a round')
+  parser.add_argument('--images', type=int, default=960, help='of each case of the second table, a round')
   parser.add_argument('--rounds', type=int, default=3)
-  parser.add_argument('--workers', type=int, nargs='+', default=[0, 1, 2])
-  parser.add_argument('--memory-batches', type=int, default=3000)
+  parser.add_argument('--workers', type=int, nargs='+', default=[0, 2])
   args = parser.parse_args()
   jpegs = photos(args.photos)
   with tempfile.TemporaryDirectory() as folder:
-    path = pathlib.Path(folder) / 'set'
-    records = list(examples(jpegs, args.records))
-    schema.write_dataset(path, meta=schema.DatasetMeta(name='photos'), splits={'train': records})
-    tokens = tokenizer.train((c for r in records for c in r.captions), vocab_size=1024)
+    path, whole = pathlib.Path(folder) / 'set', pathlib.Path(folder) / 'as_they_are'
+    sets = {f'{LONG_SIDE} pixels': (path, jpegs, args.records)}
+    if args.photos:
+      sets['as they are'] = (whole, photos(args.photos, as_they_are=True), args.records // 4)
+    captions = []
+    for out, files, count in sets.values():
+      def kept(records):
+        for record in records:
+          captions.extend(record.captions if len(captions) < 5000 else ())
+          yield record
+      schema.write_dataset(out, meta=schema.DatasetMeta(name='photos'), splits={'train': kept(examples(files, count))})
+    tokens = tokenizer.train(captions, vocab_size=1024)
+    turns = []
+    for _ in range(args.rounds):
+      turns.append({f'{name}, {mode}': paired(out, tokens, files, mode=mode, batches=args.batches)
+                    for name, (out, files, _) in sets.items() for mode in transforms.DECODE_MODES})
+      print(json.dumps(turns[-1]), flush=True)
     rounds = [one_round(path, tokens, jpegs, args) for _ in range(args.rounds)]
     results = {'machine': platform.machine(), 'opencv': cv2.__version__, 'grain': grain.__version__,
                'photos': bool(args.photos), 'bytes_an_image': float(np.mean([len(j) for j in jpegs])),
-               'psnr': quality(jpegs), 'read_options_us': read_options_cost(path), 'rounds': rounds,
-               'memory': memory_growth(path, tokens, args.memory_batches)}
+               'psnr': quality(jpegs), 'read_options_us': read_options_cost(path), 'turns': turns,
+               'rounds': rounds}
   (HERE / 'data_pipeline.json').write_text(json.dumps(results, indent=1) + '\n')
   result_page.write_table(HERE / 'data_pipeline.md', table(results))
 
@@ -194,9 +239,9 @@ def one_round(path, tokens, jpegs, args):
     print(f'{name}: {found[name]:.0f} µs', flush=True)
   for mode, workers in itertools.product(transforms.DECODE_MODES, args.workers):
     name = f'pipeline, {mode}, {workers or "no"} workers'
-    before = cost(lambda: [ours(mode)(data) for data in few], len(few))
-    found[name] = pipeline_cost(path, tokens, mode=mode, workers=workers, count=args.records)
-    after = cost(lambda: [ours(mode)(data) for data in few], len(few))
+    before = cost(lambda: [BARE[BARE_OF[mode]](data) for data in few], len(few))
+    found[name] = pipeline_cost(path, tokens, mode=mode, workers=workers, count=args.images)
+    after = cost(lambda: [BARE[BARE_OF[mode]](data) for data in few], len(few))
     found[f'{name}: over the bare loop'] = found[name] / ((before + after) / 2) - 1
     print(f'{name}: {found[name]:.0f} µs, {100 * found[f"{name}: over the bare loop"]:.0f} % over', flush=True)
   return found
@@ -214,18 +259,22 @@ def table(results) -> str:
     over = f'{name}: over the bare loop'
     over = f'{100 * median(over):+.0f} %' if over in results['rounds'][0] else ''
     rows.append(f'| {name} | {1e6 / median(name):,.0f} | {median(name):,.0f} | {ratio:.2f}× | {over} |')
-  psnr, memory = results['psnr'], results['memory']
+  in_turns = ['| one thread, in turns | bare: µs an image | pipeline: µs | images/s a core | more: µs | over the bare loop |',
+              '| --- | --- | --- | --- | --- | --- |']
+  for name in results['turns'][0]:
+    mid = {key: statistics.median(turn[name][key] for turn in results['turns']) for key in results['turns'][0][name]}
+    in_turns.append(f'| {name} | {mid["bare"]:,.0f} | {mid["pipeline"]:,.0f} | {1e6 / mid["pipeline"]:,.0f} | '
+                    f'{mid["more"]:,.0f} | {100 * mid["over"]:+.0f} % |')
+  psnr = results['psnr']
   kind = 'photos' if results['photos'] else 'generated images'
   options = ', '.join(f'{name}: {value:.0f}' for name, value in results['read_options_us'].items())
   return '\n'.join([
       f'JPEG {kind} of 500 pixels on the long side ({results["bytes_an_image"] / 1000:.0f} kB) → {SIDE}, batches of '
       f'{BATCH}; medians of {len(results["rounds"])} rounds; OpenCV {results["opencv"]}, Grain {results["grain"]}, '
-      f'{results["machine"]}. Made by `python docs/results/data_pipeline.py`.', '', *rows, '',
+      f'{results["machine"]}. Made by `python docs/results/data_pipeline.py`.', '', *in_turns, '', *rows, '',
       f'The fast canvas against the exact one: PSNR {psnr["mean"]:.1f} dB on average, median {psnr["median"]:.1f}, '
       f'lowest {psnr["min"]:.1f}, over {psnr["images"]} images.', '',
-      f"Grain's cost of handing on an element that costs nothing, µs: {options}.", '',
-      f'Memory of the process over {memory["batches"]:,} batches: {memory["after a tenth, MB"]:.0f} MB after a tenth, '
-      f'{memory["at the end, MB"]:.0f} MB at the end.'])
+      f"Grain's cost of handing on an element that costs nothing, µs: {options}."])
 
 
 if __name__ == '__main__':

@@ -116,6 +116,7 @@ def test_batches_run_across_epochs(painted):
 def test_the_seed_decides(painted):
   first = take(dataset(painted), 5)
   assert_same(first, take(dataset(painted), 5))
+  assert_same(first, take(dataset(painted, prefetch=0), 5))
   other = take(dataset(painted, seed=1), 5)
   assert (pictures(first) != pictures(other)).any()
 
