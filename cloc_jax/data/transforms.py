@@ -175,10 +175,12 @@ def resize_with_pad(image: np.ndarray, geometry: geometry_lib.Geometry, *, pad_v
   if geometry.crop is not None:
     x0, y0, x1, y1 = geometry.crop
     image = image[y0:y1, x0:x1]
+  out = _canvas(geometry) if out is None else out
   if (height, width) != image.shape[:2]:
     # Averaging over the covered area is the only filter of OpenCV's that does not alias when it shrinks.
     shrinks = height <= image.shape[0] and width <= image.shape[1]
-    image = cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
+    image = cv2.resize(image, (width, height), dst=None if geometry.flipped else _place(out, geometry),
+                       interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
   return _pad(image, geometry, pad_value, out)
 
 
@@ -188,8 +190,7 @@ def _check_size(size, geometry):
 
 
 def _pad(image, geometry, pad_value, out):
-  """A resized image on its canvas, mirrored where the geometry says so; it may be in its place already."""
-  out = _canvas(geometry) if out is None else out
+  """A resized image on its canvas `out`, mirrored where the geometry says so; it may be in its place already."""
   place = _place(out, geometry)
   if not np.may_share_memory(image, place):
     # Several times as quick as a copy of a view with a negative stride.
@@ -276,10 +277,9 @@ def _is_whole(data):
 
 def _decode_opencv(data):
   try:
-    image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)  # applies the EXIF orientation
+    return cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB)  # applies the EXIF orientation
   except cv2.error:  # too many pixels, for one
     return None
-  return None if image is None else cv2.cvtColor(image, cv2.COLOR_BGR2RGB, dst=image)
 
 
 def _decode_pillow(data, *, where):
