@@ -79,9 +79,12 @@ def run(images: Sequence[Image], *, categories: Sequence[str], truth: Truth):
                               and unmatched boxes of a class that is not boxed exhaustively are nobody's mistake
     ar                        recall over the same thresholds
     boxes, crowds, classes    how many; without crowds where the data set does not say
-  Groups without boxes are left out.
+  Groups without boxes are left out. Of an image's detections the best of each class count, 100, as COCO has it; of
+  LVIS the 300 best of all classes together.
   """
   check_installed()
+  if truth.frequencies:
+    images = [_best(image, truth.most) for image in images]
   number = {name: i for i, name in enumerate(categories)}
   gts, entries = [], []
   for i, image in enumerate(images, 1):  # faster-coco-eval takes ids as whole numbers; 0 would mean "unmatched"
@@ -108,6 +111,13 @@ def run(images: Sequence[Image], *, categories: Sequence[str], truth: Truth):
   if truth.crowds is not None:
     counts['crowds'] = len(gts) - len(true)
   yield from ((name, value) for name, value in (values | counts).items() if value is not None)
+
+
+def _best(image: Image, most: int) -> Image:
+  """With its best detections alone; of equal scores the earlier."""
+  kept = np.argsort(-image.score, kind='stable')[:most]
+  return dataclasses.replace(image, found=image.found[kept], found_label=image.found_label[kept],
+                             score=image.score[kept])
 
 
 def _evaluate(entries, gts, images, *, categories, truth):
