@@ -103,6 +103,10 @@ def _protocols(parts) -> str:
   return ', '.join(sorted({p for part in parts for p in part.evaluation.protocols.values()}))
 
 
+def _notes(parts) -> str:
+  return ' '.join(dict.fromkeys(note for part in parts for note in part.evaluation.notes))
+
+
 def _compared(parts, info):
   """(part, published.Row) of all parts."""
   return [(part, row) for part in parts for row in published.rows(part.evaluation, data=part.data, info=info)]
@@ -120,7 +124,7 @@ def _markdown(parts, info, data) -> str:
   lines += [f'- {part.name}: {part.evaluation.coverage}' for part in parts if part.evaluation.coverage is not None]
   lines += ['', evaluate.table({p.name: p.evaluation.metrics for p in parts},
                                {p.name: p.evaluation.coverage for p in parts}), '']
-  lines += [f'Protocols: {_protocols(parts)}.', '']
+  lines += [f'Protocols: {_protocols(parts)}. {_notes(parts)}'.rstrip(), '']
   lines += [f'- {part.name}: {what} not measured: {why}' for part in parts
             for what, why in part.evaluation.skipped.items()]
   lines += ['', '## Beside published figures', '']
@@ -172,7 +176,8 @@ def _figures(parts) -> str:
   return (f'<section><h2>Figures</h2>{_table(["in percent", *(p.name for p in parts)], rows)}'
           + (f'<ol>{left_out}</ol>' if left_out else '') + (f'<ol class="soft">{skipped}</ol>' if skipped else '')
           + f'<details><summary>All metrics</summary>{everything}</details>'
-          f'<p class="soft">Protocols: {html.escape(_protocols(parts))}. A tie counts as wrong.</p></section>')
+          f'<p class="soft">Protocols: {html.escape(_protocols(parts))}. A tie counts as wrong. {_notes(parts)}</p>'
+          '</section>')
 
 
 def _beside_published(parts, info) -> str:

@@ -93,7 +93,8 @@ def part_of(predictions, z_class, **changes):
   found = choose(predictions, z_class)
   canvas = np.random.default_rng(0).integers(0, 255, (50, 50, 3)).astype(np.uint8)
   evaluation = evaluators.Evaluation(
-      metrics={'region_recognition/macc': 0.5, 'region_recognition/top1': 0.25, 'region_recognition/boxes': 39},
+      metrics={'region_recognition/macc': 0.5, 'region_recognition/top1': 0.25, 'region_recognition/boxes': 39,
+               'region_recognition/macc_small': 0.125},
       skipped={'pointing_game': 'no <patches>'}, protocols={'region_recognition': 'region_recognition@1'},
       coverage=evaluators.Coverage(images=39, of_images=40, regions=39, of_regions=40, unreadable=('im7 <broken>',)))
   return eval_report.Part(name='val', evaluation=evaluation, data='coco', found=found,
@@ -112,6 +113,7 @@ def test_the_page_stands_alone_and_shows_all(predictions, z_class, tmp_path):
   assert len(tree.all('svg', cls='picture')) == regions + answers
   said = tree.text
   assert '50.0 (39 of 40 regions)' in said and 'val, left out: im7 <broken>' in said and 'no <patches>' in said
+  assert said.count('by the area of boxes') == 1
   assert 'no: its pre-processing and prompts are its own; 39 images here, 5,000 there' in said
   for region in part.found.regions['Recognition: wrong, by the widest margin']:
     assert f'{region.says} ✗ should be {region.title}' in said
@@ -127,6 +129,7 @@ def test_the_page_stands_alone_and_shows_all(predictions, z_class, tmp_path):
 def test_markdown_has_the_figures_and_what_is_published(predictions, z_class, tmp_path):
   path = eval_report.write([part_of(predictions, z_class)], tmp_path / 'r.md', info={'encoder': 'x|y'}, data='d')
   text = path.read_text()
+  assert 'region_recognition@1. Small, medium and large are by the area of boxes' in text
   tables = [line for line in text.splitlines() if line.startswith('|')]
   assert any(re.match(r'\| region recognition, mAcc +\| 50.0 \(39 of 40 regions\) +\|$', line) for line in tables)
   theirs = 'CLOC B/16 71.1, CLOC L/14 72.9, CLOC H/14 73.0 '

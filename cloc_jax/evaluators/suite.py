@@ -10,9 +10,11 @@ from cloc_jax.evaluators.grounding import Grounding
 from cloc_jax.evaluators.pointing import PointingGame
 from cloc_jax.evaluators.proposals import ProposalGrounding
 from cloc_jax.evaluators.ranking import NothingToMeasure
-from cloc_jax.evaluators.region_recognition import RegionRecognition
+from cloc_jax.evaluators.region_recognition import SIZES, RegionRecognition
 from cloc_jax.evaluators.region_retrieval import RegionRetrieval
 from cloc_jax.evaluators.retrieval import ImageTextRetrieval
+
+_SIZED = tuple(f'_{name}' for name in SIZES)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,13 +31,20 @@ class Evaluation:
   protocols: dict[str, str]
   coverage: Coverage | None = None
 
+  @property
+  def notes(self) -> tuple[str, ...]:
+    """What people have to know of some of the figures before they compare them."""
+    if any(name.endswith(_SIZED) for name in self.metrics):
+      return ('Small, medium and large are by the area of boxes; COCO and LVIS go by that of masks.',)
+    return ()
+
   def to_json(self, path: str | os.PathLike, *, extra: dict | None = None) -> None:
-    """Writes these and the entries of `extra` (data set, step, …) to `path`, atomically.
+    """Writes these, the notes and the entries of `extra` (data set, step, …) to `path`, atomically.
 
     Raises:
       ValueError: if `extra` uses one of those names, or a value is NaN or infinite, which JSON cannot hold.
     """
-    content = dataclasses.asdict(self)
+    content = dataclasses.asdict(self) | {'notes': self.notes}
     clash = sorted(set(extra or ()) & set(content))
     if clash:
       raise ValueError(f'extra: {clash} are names of the report itself; choose others')

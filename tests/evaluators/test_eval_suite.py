@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import types
 
@@ -84,6 +85,8 @@ def test_json_holds_protocols_and_reads_back(predictions, tmp_path):
   got.to_json(path, extra={'step': 7})
   back = json.loads(path.read_text())
   assert back['metrics'] == got.metrics and back['protocols'] == got.protocols and back['step'] == 7
+  assert 'by the area of boxes' in back['notes'][0]
+  assert dataclasses.replace(got, metrics={'grounding/acc_iou50': 1.0}).notes == ()
   assert [p.name for p in tmp_path.iterdir()] == ['eval.json']
   with pytest.raises(ValueError, match='metrics'):
     got.to_json(path, extra={'metrics': {}})
