@@ -95,7 +95,8 @@ def run_encoder(encoder: encoders.Encoder, *, path: str | os.PathLike, split: st
     fns = encoder.fns
     if proposals is not None:
       fns = detection.once(fns)
-      detector = _detector(fns, proposals, path=path, split=split, meta=meta)
+      proposed = proposals_lib.read(proposals)
+      detector = _detector(fns, proposed, where=os.fspath(proposals), path=path, split=split, meta=meta)
       batches = detector.watch(fns, batches)
     predictions = evaluators.collect(fns, batches, progress=progress, allow_empty=jax.process_count() > 1)
   predictions = evaluators.gather(predictions)
@@ -108,33 +109,29 @@ def run_encoder(encoder: encoders.Encoder, *, path: str | os.PathLike, split: st
       if found is not None:
         detector.take(found)
         _add_detections(evaluation, detector)
+        _report_left_out(proposed, detector, where=os.fspath(proposals))
   evaluation = hosts.from_first(evaluation)
   for what, why in evaluation.skipped.items():
     _log.info('%s: %s not measured: %s', split, what, why)
   return evaluation, predictions
 
 
-def _detector(fns, file, *, path, split, meta) -> detection.Detection:
-  """Reads the proposals, and refuses what would only show after an hour of encoding."""
+def _detector(fns, proposed, *, where, path, split, meta) -> detection.Detection:
+  """Refuses what would only show after an hour of encoding."""
   if fns.embed_regions is None:
     raise ValueError('proposals: this encoder embeds no regions; choose roi, mask-pool or crop')
   average_precision.check_installed()
-  proposals, sizes = proposals_lib.read(file), {}
-  source = sources.open_source(path, split=split)
-  for i in range(len(source)):
-    try:
-      example = source[i]
-    except sources.RecordError:
-      continue  # the pass itself says so, or counts it
-    sizes[example.image_id] = (example.height, example.width)
-  proposals.check(sizes, where=os.fspath(file))
-  others = sum(image not in sizes for image in proposals.boxes)
-  for count, what in ((others, 'images have proposals but are not in the split'),
-                      (proposals.dropped, 'proposals have no area')):
-    if count:
-      _log.warning('%s: %d %s; left out', file, count, what)
-  return detection.Detection(categories=meta.categories, encode_text=fns.encode_text, proposals=proposals.of,
+  proposed.check(proposed.some_sizes(sources.open_source(path, split=split)), where=where)
+  return detection.Detection(categories=meta.categories, encode_text=fns.encode_text, proposals=proposed.of,
                              truth=average_precision.truth_of(meta, split))
+
+
+def _report_left_out(proposed, detector, *, where) -> None:
+  for count, what in ((len(proposed.boxes) - detector.images_with_proposals,
+                       'images have proposals but were not evaluated: not in the split, or left out of this run'),
+                      (proposed.dropped, 'proposals have no area; left out')):
+    if count:
+      _log.warning('%s: %d %s', where, count, what)
 
 
 def _add_detections(evaluation, detector) -> None:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from cloc_jax import encoders, evaluate
-from cloc_jax.data import schema
+from cloc_jax.data import proposals, schema, sources
 from cloc_jax.evaluators import EncoderFns, average_precision
 from data.painted_pictures import COLORS, painted_example
 
@@ -85,6 +85,24 @@ def test_wrong_files_are_refused_before_anything_is_encoded(painted, tmp_path, m
   blind = dataclasses.replace(blind, fns=dataclasses.replace(blind.fns, embed_regions=None))
   with pytest.raises(ValueError, match='embeds no regions; choose roi'):
     run(rows, blind)
+
+
+def test_few_records_are_read_beforehand_and_what_was_not_used_is_said(painted, tmp_path, monkeypatch, caplog):
+  pytest.importorskip('faster_coco_eval')
+  path, rows = painted
+  examples = {}
+  read = sources.RecordSource.__getitem__
+  monkeypatch.setattr(sources.RecordSource, '__getitem__', lambda self, i: examples.setdefault(int(i), read(self, i)))
+  monkeypatch.setattr(proposals, '_RECORDS', 3)
+  monkeypatch.setattr(proposals, '_BOXES', 1)
+  rows = [*rows, {'image_id': 'elsewhere', 'bbox': [0, 0, 2, 2], 'score': 1}, dict(rows[0], bbox=[1, 1, 0, 4])]
+  (tmp_path / 'p.json').write_text(json.dumps(rows))
+  source = sources.open_source(path, split='val')
+  found = proposals.read(tmp_path / 'p.json').some_sizes(source)
+  assert list(examples) == [0, 2, 4] and found == {
+      e.image_id: (e.height, e.width) for e in (source[i] for i in (0, 2, 4))}
+  evaluate.run_encoder(encoder(), path=path, split='val', proposals=tmp_path / 'p.json', limit=4)
+  assert '3 images have proposals but were not evaluated' in caplog.text and '1 proposals have no area' in caplog.text
 
 
 def test_without_the_library_it_says_what_to_install(painted, tmp_path, monkeypatch):

@@ -8,8 +8,10 @@ import numpy as np
 
 from cloc_jax import box_conventions
 from cloc_jax import boxes as box_lib
+from cloc_jax.data import sources
 from cloc_jax.data.importers import json_stream
 
+_RECORDS, _BOXES = 256, 2000  # that are looked at, at least, to see how boxes are written
 _NONE = (np.zeros((0, 4), np.float32), np.zeros(0, np.float32))
 
 
@@ -27,8 +29,26 @@ class Proposals:
     """(boxes, scores) of an image; empty where it has none."""
     return (self.boxes[image_id], self.scores[image_id]) if image_id in self.boxes else _NONE
 
+  def some_sizes(self, source) -> dict[str, tuple[int, int]]:
+    """image_id → (height, width) of some records, spread over a split: as many as `check` needs.
+
+    Of all of them only where next to none has a proposal. Records that cannot be read are passed over.
+    """
+    sizes, boxes, step = {}, 0, -(-len(source) // _RECORDS)
+    order = (i for start in range(step) for i in range(start, len(source), step))
+    for place, i in enumerate(order):
+      if place >= _RECORDS and boxes >= _BOXES:
+        break
+      try:
+        example = source[i]
+      except sources.RecordError:
+        continue
+      sizes[example.image_id] = (example.height, example.width)
+      boxes += len(self.of(example.image_id)[0])
+    return sizes
+
   def check(self, sizes: dict[str, tuple[int, int]], *, where: str) -> None:
-    """Checks them against the (height, width) of the images that are evaluated.
+    """Checks them against the (height, width) of images of the data set.
 
     Raises:
       ValueError: if none of the images has a proposal, or the boxes are not pixels in COCO's order.

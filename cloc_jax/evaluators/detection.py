@@ -84,6 +84,11 @@ class Detection:
     self._images, self._counts, self._ious = ([x for part in parts for x in part] for parts in (images, counts, ious))
     self._met, self._reachable = [sum(values) for values in zip(*met)], sum(reachable)
 
+  @property
+  def images_with_proposals(self) -> int:
+    """How many of the images so far."""
+    return len(self._counts) - self._counts.count(0)
+
   def run(self):
     """Yields ('detection/NAME' or 'grounding_supplied/NAME', value); nothing of what could not be measured."""
     if self._z_class is not None:
