@@ -103,6 +103,10 @@ def _protocols(parts) -> str:
   return ', '.join(sorted({p for part in parts for p in part.evaluation.protocols.values()}))
 
 
+def _left_out(part) -> tuple[str, ...]:
+  return part.evaluation.coverage.left_out if part.evaluation.coverage is not None else ()
+
+
 def _notes(parts) -> str:
   return ' '.join(dict.fromkeys(note for part in parts for note in part.evaluation.notes))
 
@@ -121,7 +125,8 @@ def _comparison(compared):
 def _markdown(parts, info, data) -> str:
   lines = [f'# Evaluation of {info.get("encoder", "an encoder")}', '', f'On {data}.', '']
   lines += [f'- {label}: {value}' for label, value in _facts(info).items() if label != 'encoder']
-  lines += [f'- {part.name}: {part.evaluation.coverage}' for part in parts if part.evaluation.coverage is not None]
+  lines += [f'- {part.name}{said}' for part in parts if part.evaluation.coverage is not None
+            for said in (f': {part.evaluation.coverage}', *(f', left out: {what}' for what in _left_out(part)))]
   lines += ['', evaluate.table({p.name: p.evaluation.metrics for p in parts},
                                {p.name: p.evaluation.coverage for p in parts}), '']
   lines += [f'Protocols: {_protocols(parts)}. {_notes(parts)}'.rstrip(), '']
@@ -171,8 +176,8 @@ def _figures(parts) -> str:
                       [[name, *(exact(p.evaluation.metrics.get(name)) for p in parts)] for name in names])
   skipped = ''.join(f'<li>{html.escape(f"{p.name}: no {what}: {why}")}</li>' for p in parts
                     for what, why in p.evaluation.skipped.items())
-  left_out = ''.join(f'<li class="bad">{html.escape(f"{p.name}, left out: {why}")}</li>' for p in parts
-                     if p.evaluation.coverage is not None for why in p.evaluation.coverage.unreadable)
+  left_out = ''.join(f'<li class="bad">{html.escape(f"{p.name}, left out: {what}")}</li>' for p in parts
+                     for what in _left_out(p))
   return (f'<section><h2>Figures</h2>{_table(["in percent", *(p.name for p in parts)], rows)}'
           + (f'<ol>{left_out}</ol>' if left_out else '') + (f'<ol class="soft">{skipped}</ol>' if skipped else '')
           + f'<details><summary>All metrics</summary>{everything}</details>'

@@ -100,12 +100,12 @@ def run_encoder(encoder: encoders.Encoder, *, path: str | os.PathLike, split: st
       batches = detector.watch(fns, batches)
     predictions = evaluators.collect(fns, batches, progress=progress, allow_empty=jax.process_count() > 1)
   predictions = evaluators.gather(predictions)
-  coverage = hosts.gather(counter.coverage)
+  counters = hosts.gather(counter)
   found = hosts.gather(detector.share) if detector is not None else None
   with hosts.together():
     if predictions is not None:
       evaluation = evaluators.evaluate_all(predictions, fns=fns, meta=meta, pool_limit=pool_limit)
-      evaluation = dataclasses.replace(evaluation, coverage=coverage_lib.total(coverage))
+      evaluation = dataclasses.replace(evaluation, coverage=coverage_lib.total(counters))
       if found is not None:
         detector.take(found)
         _add_detections(evaluation, detector)

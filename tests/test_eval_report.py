@@ -134,7 +134,7 @@ def test_markdown_has_the_figures_and_what_is_published(predictions, z_class, tm
   assert any(re.match(r'\| region recognition, mAcc +\| 50.0 \(39 of 40 regions\) +\|$', line) for line in tables)
   theirs = 'CLOC B/16 71.1, CLOC L/14 72.9, CLOC H/14 73.0 '
   assert any(theirs in line and 'no: 39 images here' in line for line in tables)
-  assert '- val: 39 of 40 images, 39 of 40 regions' in text and 'arXiv 2410.02746v2' in text
+  assert '- val: 39 of 40 images, 39 of 40 regions\n- val, left out: im7 <broken>' in text and 'arXiv 2410.02746v2' in text
   nothing = eval_report.Part('val', evaluators.Evaluation(metrics={'zeroshot/top1': 1.0}, skipped={}, protocols={}))
   text = eval_report.write([nothing], tmp_path / 'n.md', info={}, data='d').read_text()
   assert 'Nothing is published of these metrics on this data.' in text

@@ -14,6 +14,7 @@ from test_evaluate import color_encoder
 
 from cloc_jax import evaluate, hosts
 from cloc_jax.data import schema, transforms
+from cloc_jax.evaluators import coverage
 
 COUNT = 3
 
@@ -159,13 +160,28 @@ def test_supplied_boxes_and_missing_images_are_shared(on_hosts, tmp_path):
   assert 0 < want.metrics['detection/ap50'] < 1 and want.coverage.images == 4 and want.coverage.of_images == 7
   for got, _ in found:
     assert got.metrics == want.metrics and got.protocols == want.protocols and got.skipped == want.skipped
-    unsorted = lambda c: dataclasses.replace(c, unreadable=tuple(sorted(c.unreadable)))
-    assert unsorted(got.coverage) == unsorted(want.coverage)
+    assert got.coverage == want.coverage
   assert found[0][1].image_ids == predictions.image_ids and [p for _, p in found[1:]] == [None, None]
   # Without leave, all hosts stop: those that met a broken image with its error, the first with the word of another.
   first, second, third = on_hosts(run)
   assert isinstance(first, hosts.HostError) and 'host 1 of 3 failed: ImageError' in str(first)
   assert all(isinstance(error, transforms.ImageError) for error in (second, third))
+
+
+@pytest.mark.parametrize('named', [2, 10])
+def test_unreadable_images_are_named_as_one_host_names_them(on_hosts, tmp_path, monkeypatch, named):
+  monkeypatch.setattr(coverage, 'NAMED', named)
+  examples = [painted_example(i) for i in range(12)]
+  broken = (1, 3, 4, 7, 9, 10)  # the second host's are 1, 4, 7 and 10
+  for i in broken:
+    examples[i] = dataclasses.replace(examples[i], image=examples[i].image[:40])
+  schema.write_dataset(tmp_path / 'set', meta=schema.DatasetMeta(name='painted', categories=tuple(COLORS)),
+                       splits={'val': examples})
+  run = lambda _: evaluate.run_encoder(encoder(), path=tmp_path / 'set', split='val', batch_size=2, allow_missing=True)
+  want = alone(run)[0].coverage
+  assert [why.split("'")[1] for why in want.unreadable] == [f'picture-{i}' for i in broken[:named]]
+  assert want.left_out == want.unreadable + (('4 more images, not named',) if named == 2 else ())
+  assert [got.coverage for got, _ in on_hosts(run)] == [want] * COUNT
 
 
 def test_a_broken_file_of_an_image_folder_is_shared(on_hosts, tmp_path):

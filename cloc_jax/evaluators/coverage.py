@@ -8,7 +8,7 @@ _OF_IMAGES = ('zeroshot/', 'image_text_retrieval/')  # evaluators whose figures 
 
 @dataclasses.dataclass(frozen=True)
 class Coverage:
-  """images of of_images, and regions of of_regions, were evaluated. unreadable: some of those that were not, and why.
+  """images of of_images, and regions of of_regions, were evaluated. unreadable: the first of those that were not, and why.
 
   Of a damaged record of a data set on disk nobody knows how many regions it had: it counts as an image alone.
   """
@@ -21,6 +21,12 @@ class Coverage:
   @property
   def complete(self) -> bool:
     return self.images == self.of_images and self.regions == self.of_regions
+
+  @property
+  def left_out(self) -> tuple[str, ...]:
+    """What was not evaluated, for people: the named, and how many more there are."""
+    more = self.of_images - self.images - len(self.unreadable)
+    return (*self.unreadable, *([f'{more:,} {"more " if self.unreadable else ""}images, not named'] if more > 0 else []))
 
   def beside(self, metric: str) -> str:
     """What stands beside a figure of that name: ' (98 of 100 images)'; '' where nothing is missing."""
@@ -35,11 +41,12 @@ class Coverage:
     return f'{self.images:,} of {self.of_images:,} images{regions}'
 
 
-def total(parts: Sequence[Coverage]) -> Coverage:
-  """Of several hosts, which had different images."""
-  count = lambda name: sum(getattr(part, name) for part in parts)
+def total(counters: Sequence['Counter']) -> Coverage:
+  """Of hosts that took turns, image by image. Images are named in the order of the data, as one host alone names them."""
+  count = lambda name: sum(getattr(counter.coverage, name) for counter in counters)
+  named = sorted((place, host, why) for host, counter in enumerate(counters) for place, why in counter.unreadable)
   return Coverage(images=count('images'), of_images=count('of_images'), regions=count('regions'),
-                  of_regions=count('of_regions'), unreadable=tuple(u for p in parts for u in p.unreadable)[:NAMED])
+                  of_regions=count('of_regions'), unreadable=tuple(why for _, _, why in named[:NAMED]))
 
 
 class Counter:
@@ -51,22 +58,24 @@ class Counter:
 
   def __init__(self, *, lost_images: int = 0, lost_regions: int = 0):
     self._images, self._regions = [0, lost_images], [0, lost_regions]  # evaluated, not
-    self._unreadable: list[str] = []
+    self._seen = 0
+    self.unreadable: list[tuple[int, str]] = []  # (place among this host's images, why) of the first
 
   def __call__(self, batches):
     for batch in batches:
       for example, valid in zip(batch.examples, batch.image_mask):
         self._images[not valid] += 1
         self._regions[not valid] += len(example.boxes)
-        if not valid and len(self._unreadable) < NAMED:
-          self._unreadable.append(example.error)
+        if not valid and len(self.unreadable) < NAMED:
+          self.unreadable.append((self._seen, example.error))
+        self._seen += 1
       yield batch
 
   @property
   def coverage(self) -> Coverage:
     """So far."""
     return Coverage(images=self._images[0], of_images=sum(self._images), regions=self._regions[0],
-                    of_regions=sum(self._regions), unreadable=tuple(self._unreadable))
+                    of_regions=sum(self._regions), unreadable=tuple(why for _, why in self.unreadable))
 
 
 def lost_in_import(meta, split: str) -> tuple[int, int]:
