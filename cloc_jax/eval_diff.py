@@ -19,14 +19,6 @@ JUDGEMENTS = {
 _TITLES = {'recognition': 'Recognition', 'grounding': 'Grounding by the box head',
            'grounding_proposals': "Grounding among the image's own boxes"}
 _CLASSES = 12  # in a table of the page
-_STYLE = """
-h2 { margin: 40px 0 6px; font-size: 20px; font-weight: 650; }
-h3 { margin: 24px 0 8px; font-size: 15px; font-weight: 650; }
-table { border-collapse: collapse; margin: 10px 0 14px; font-size: 14px; font-variant-numeric: tabular-nums; }
-th, td { padding: 4px 22px 4px 0; border-bottom: 1px solid var(--line); text-align: right; font-weight: 400; }
-th:first-child, td:first-child { text-align: left; }
-thead th { font-weight: 600; }
-"""
 _BOX_SLACK = 0.5  # pixels between two dumps' boxes: encoders differ in their canvases, and so in rounding
 
 
@@ -134,7 +126,7 @@ def write_page(diff: Diff, out: str | os.PathLike, *, images: int = 24, image_si
                     f'<div class="grid">{"".join(_card(f, drawn, judgement) for f in flips)}</div>')
   path = pathlib.Path(out)
   path.parent.mkdir(parents=True, exist_ok=True)
-  path.write_text(page.document(title='What changed', body='\n'.join(body), style=_STYLE), encoding='utf-8')
+  path.write_text(page.document(title='What changed', body='\n'.join(body), style='table { font-size: 14px; }'), encoding='utf-8')
   return path
 
 

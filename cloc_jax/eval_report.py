@@ -14,15 +14,8 @@ _COMPARED = ('in percent', 'data', 'here', 'published', 'same protocol')
 _CLASSES = 12  # best and worst classes
 
 _STYLE = charts.STYLE + confusion.STYLE + """
-h2 { margin: 44px 0 8px; font-size: 20px; font-weight: 650; }
-h3 { margin: 28px 0 10px; font-size: 15px; font-weight: 650; }
-table { border-collapse: collapse; font-size: 14px; margin: 10px 0 14px; font-variant-numeric: tabular-nums; }
-th, td { padding: 5px 22px 5px 0; border-bottom: 1px solid var(--line); text-align: right; font-weight: 400;
-         vertical-align: baseline; }
-th:first-child, td:first-child, td.text, th.text { text-align: left; }
-thead th { font-weight: 600; }
+table { font-size: 14px; }
 td.text { max-width: 52ch; }
-.scroll { overflow-x: auto; }
 .columns { display: flex; flex-wrap: wrap; gap: 8px 48px; }
 .columns td, .columns th { white-space: nowrap; }
 .pairs { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 520px), 1fr)); gap: 0 36px; }

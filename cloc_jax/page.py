@@ -26,6 +26,8 @@ STYLE = """
 body { margin: 0 auto; max-width: 1400px; padding: 32px 24px 64px; background: var(--back); color: var(--ink);
        font: 15px/1.5 system-ui, sans-serif; }
 h1 { margin: 0 0 4px; font-size: 26px; font-weight: 650; letter-spacing: -0.01em; }
+h2 { margin: 40px 0 6px; font-size: 20px; font-weight: 650; }
+h3 { margin: 24px 0 8px; font-size: 15px; font-weight: 650; }
 p { margin: 0 0 8px; max-width: 80ch; }
 h1, p { overflow-wrap: anywhere; }
 .soft { color: var(--soft); }
@@ -36,6 +38,12 @@ dl.facts { display: flex; flex-wrap: wrap; gap: 8px 28px; margin: 20px 0 28px; p
 dl.facts div { display: flex; flex-direction: column-reverse; }
 dl.facts dt { font-size: 12px; color: var(--soft); }
 dl.facts dd { margin: 0; font-size: 19px; font-variant-numeric: tabular-nums; }
+table { border-collapse: collapse; margin: 10px 0 14px; font-variant-numeric: tabular-nums; }
+th, td { padding: 4px 22px 4px 0; border-bottom: 1px solid var(--line); font-weight: 400; text-align: right;
+         vertical-align: baseline; }
+th:first-child, td:first-child, .text { text-align: left; }
+thead th { font-weight: 600; }
+.scroll { overflow-x: auto; }
 .grid { display: grid; grid-template-columns: repeat(auto-fill, minmax(280px, 1fr)); gap: 20px; }
 figure { display: flex; flex-direction: column; margin: 0; overflow: hidden; background: var(--card);
          border: 1px solid var(--line); border-radius: 10px; }

@@ -51,15 +51,8 @@ _COUNTS = (('image_text_retrieval/images', 'images'), ('region_recognition/boxes
            ('region_retrieval/pool', 'regions with a text'), ('grounding/phrases', 'phrases grounded'))
 
 _STYLE = charts.STYLE + """
-h2 { margin: 40px 0 6px; font-size: 20px; font-weight: 650; }
-h3 { margin: 22px 0 8px; font-size: 15px; font-weight: 650; }
 section > p { margin-bottom: 12px; }
-table { border-collapse: collapse; margin: 10px 0 14px; font-variant-numeric: tabular-nums; }
-th, td { padding: 5px 18px 5px 0; border-bottom: 1px solid var(--line); text-align: right; font-weight: 400; }
-th:first-child, td:first-child { text-align: left; }
-thead th { font-weight: 600; }
 tr.count td, tr.count th { color: var(--soft); font-size: 13px; }
-.scroll { overflow-x: auto; }
 details { margin: 8px 0; }
 summary { cursor: pointer; color: var(--soft); }
 .config { columns: 270px; column-gap: 28px; }

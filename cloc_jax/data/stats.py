@@ -28,9 +28,8 @@ MEASURES = {
 }
 _SHOWN_CATEGORIES = 60
 _STYLE = """
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
-th, td { padding: 2px 18px 2px 0; text-align: left; border-bottom: 1px solid var(--line); font-weight: 400; }
-td + td, th + th { text-align: right; }
+table { margin: 0; }
+th, td { padding: 2px 18px 2px 0; }
 .columns { columns: 300px; column-gap: 28px; }
 """
 

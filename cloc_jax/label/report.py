@@ -35,12 +35,8 @@ _SIDE = 448  # of a drawn image, pixels
 _SHOWN_FAILURES = 30
 _SHOWN_PHRASES = 60
 STYLE = charts.STYLE + """
-h2 { margin: 36px 0 8px; font-size: 20px; font-weight: 650; }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; margin: 8px 0 16px; }
-th, td { padding: 3px 22px 3px 0; text-align: left; border-bottom: 1px solid var(--line); font-weight: 400; }
 th { color: var(--soft); font-size: 13px; }
-td + td { text-align: right; }
-table.text td + td { text-align: left; overflow-wrap: anywhere; }
+table.text :is(td, th) { text-align: left; overflow-wrap: anywhere; }
 tr.ours td { font-weight: 650; }
 .columns { columns: 240px; column-gap: 28px; font-size: 14px; }
 .columns div { display: flex; justify-content: space-between; gap: 12px; break-inside: avoid; }
