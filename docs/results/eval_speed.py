@@ -2,9 +2,10 @@
 
   GLIBC_TUNABLES=glibc.malloc.hugetlb=1 python docs/results/eval_speed.py
 
-A CLOC B/16 at 224 px with random weights; boxes are random too. All ways embed the same boxes of the same canvases,
-turn by turn in one process; what they are compared by is the ratio within a turn. Texts, which cost all of them the
-same, are left out but in the row of the whole evaluation, which also grounds and points.
+A CLOC B/16 at 224 px with random weights; boxes are random too. All ways embed boxes of the same canvases, turn by turn
+in one process; what they are compared by is the ratio within a turn. Texts, which cost all of them the same, are left
+out. Every measurement is kept at once in eval_speed.json: the same command goes on after the last one (--again: begins
+anew), and --table writes the table of what there is.
 """
 import argparse
 import dataclasses
@@ -22,12 +23,16 @@ import result_page
 from cloc_jax import config as config_lib
 from cloc_jax import evaluators, geometry, inference, train
 from cloc_jax.data import eval_pipeline, tokenizer
+from cloc_jax.evaluators import pooled
 
 HERE = pathlib.Path(__file__).parent
 CONFIG = HERE.parents[1] / 'configs' / 'cloc_b16.py'
 BOXES = (1, 7, 36)
-OURS = 'the image once'
-WAYS = (OURS, 'the image again for every box', 'every box cut out and encoded', 'the whole evaluation')
+OURS = 'the image once, prompter'
+AGAIN = 'the image again for every box'
+POOLED = {how: f'the image once, {how}' for how in pooled.POOLINGS}
+CUT = 'every box cut out and encoded'
+WAYS = (OURS, *POOLED.values(), AGAIN, CUT)
 
 
 def load(spec: str, dtype: str):
@@ -79,29 +84,32 @@ def ways(functions, params):
   """way → a function of batches, which returns the embeddings of their boxes."""
   fns = functions.encoder_fns(params)
   width = functions.model.embed_dim
-  alone = dataclasses.replace(fns, ground=None, embed_patches=None, encode_text=lambda texts, *, region: np.full(
+  fns = dataclasses.replace(fns, ground=None, encode_text=lambda texts, *, region: np.full(
       (len(texts), width), width**-0.5, np.float32))
-  crop = evaluators.crop_regions(alone, functions.preprocessing.image_size)
-  collected = lambda fns: lambda given: evaluators.collect(fns, given).z_region
-  return dict(zip(WAYS, (collected(alone), lambda given: again_for_every_box(alone, given), collected(crop),
-                         collected(fns))))
+  # Patches serve the pooling alone here: nobody points.
+  collected = lambda fns: lambda given: evaluators.collect(dataclasses.replace(fns, embed_patches=None), given).z_region
+  return {OURS: collected(fns), AGAIN: lambda given: again_for_every_box(fns, given),
+          CUT: collected(evaluators.crop_regions(fns, functions.preprocessing.image_size)),
+          **{name: collected(evaluators.pooled_regions(fns, how)) for how, name in POOLED.items()}}
 
 
-def measure(functions, params, *, boxes: int, images: int, batch: int, rounds: int) -> dict[str, list[float]]:
-  """way → seconds of each round."""
-  given = batches(images=images, batch=batch, boxes=boxes, side=functions.preprocessing.image_size)
-  made, seconds = ways(functions, params), {}
-  found = {name: way(given[:1]) for name, way in made.items()}  # compiles, too
-  # What is compared is the same thing, computed twice; a cut-out box is another thing.
-  np.testing.assert_allclose(found[WAYS[1]], found[OURS], atol=2e-2)
-  np.testing.assert_allclose(found[WAYS[3]], found[OURS], atol=2e-2)
-  for _ in range(rounds):
-    for name, way in made.items():
-      began = time.perf_counter()
-      way(given)
-      seconds.setdefault(name, []).append(time.perf_counter() - began)
-      print(f'{boxes} boxes, {name}: {images / seconds[name][-1]:.2f} images/s', flush=True)
-  return seconds
+def measure(made, seconds: dict[str, list[float]], *, boxes: int, settings: dict):
+  """Adds to way → seconds of each round what is missing of `rounds`, and yields after each."""
+  if all(len(seconds.get(name, ())) >= settings['rounds'] for name in WAYS):
+    return
+  given = batches(images=settings['images'], batch=settings['batch'], boxes=boxes, side=settings['side'])
+  found = {name: made[name](given[:1]) for name in WAYS}  # compiles, too
+  # These two are the same thing, computed twice.
+  np.testing.assert_allclose(found[AGAIN], found[OURS], atol=2e-2)
+  for turn in range(settings['rounds']):
+    for name in WAYS:
+      if len(seconds.setdefault(name, [])) <= turn:
+        began = time.perf_counter()
+        made[name](given)
+        seconds[name].append(time.perf_counter() - began)
+        print(f'{boxes} boxes, round {turn + 1} of {settings["rounds"]}, {name}: '
+              f'{settings["images"] / seconds[name][-1]:.2f} images/s', flush=True)
+        yield
 
 
 def main():
@@ -112,31 +120,41 @@ def main():
   parser.add_argument('--batch', type=int, default=4)
   parser.add_argument('--rounds', type=int, default=3)
   parser.add_argument('--boxes', type=int, nargs='+', default=list(BOXES))
+  parser.add_argument('--again', action='store_true', help='forget what was measured before')
+  parser.add_argument('--table', action='store_true', help='only write the table of what was measured')
   parser.add_argument('--out', type=pathlib.Path, default=HERE, metavar='DIR')
   args = parser.parse_args()
+  file, page = args.out / 'eval_speed.json', args.out / 'eval_speed.md'
+  if args.table:
+    result_page.write_table(page, table(json.loads(file.read_text())))
+    return 0
   functions, params = load(args.config, args.dtype)
-  cases = {str(n): measure(functions, params, boxes=n, images=args.images, batch=args.batch, rounds=args.rounds)
-           for n in args.boxes}
-  results = {'device': f'{jax.device_count()} × {jax.devices()[0].device_kind}', 'machine': platform.machine(),
-             'jax': jax.__version__, 'config': pathlib.Path(args.config.partition(':')[0]).name, 'dtype': args.dtype,
-             'side': functions.preprocessing.image_size, 'images': args.images, 'batch': args.batch, 'seconds': cases}
-  (args.out / 'eval_speed.json').write_text(json.dumps(results, indent=1) + '\n')
-  result_page.write_table(args.out / 'eval_speed.md', table(results))
+  settings = {'device': f'{jax.device_count()} × {jax.devices()[0].device_kind}', 'machine': platform.machine(),
+              'jax': jax.__version__, 'config': pathlib.Path(args.config.partition(':')[0]).name, 'dtype': args.dtype,
+              'side': functions.preprocessing.image_size, 'images': args.images, 'batch': args.batch}
+  results = result_page.begun(file, settings, again=args.again)
+  cases, made = results.setdefault('seconds', {}), ways(functions, params)
+  for boxes in args.boxes:
+    for _ in measure(made, cases.setdefault(str(boxes), {}), boxes=boxes, settings=settings | {'rounds': args.rounds}):
+      result_page.keep(file, results)
+    result_page.write_table(page, table(results))
   return 0
 
 
 def table(results) -> str:
-  lines = ['| boxes an image | encoded | images/s | boxes/s | time, in units of the first |',
-           '| --- | --- | --- | --- | --- |']
-  for boxes, seconds in results['seconds'].items():
+  """Of what there is: a way without a measurement is left out."""
+  lines = ['| boxes an image | encoded | images/s | boxes/s | time, in units of the first | rounds |',
+           '| --- | --- | --- | --- | --- | --- |']
+  for boxes, seconds in sorted(results['seconds'].items(), key=lambda case: int(case[0])):
     for way in WAYS:
-      rate = results['images'] / statistics.median(seconds[way])
-      ratio = statistics.median(a / b for a, b in zip(seconds[way], seconds[OURS]))
-      lines.append(f'| {boxes} | {way} | {rate:,.2f} | {rate * int(boxes):,.1f} | {ratio:.1f} × |')
-  rounds = len(next(iter(results['seconds'].values()))[OURS])
+      if seconds.get(way):
+        rate = results['images'] / statistics.median(seconds[way])
+        ratio = statistics.median(a / b for a, b in zip(seconds[way], seconds[OURS]))
+        lines.append(f'| {boxes} | {way} | {rate:,.2f} | {rate * int(boxes):,.1f} | {ratio:.2f} × '
+                     f'| {len(seconds[way])} |')
   return '\n'.join([f'{results["config"]} at {results["side"]} px, {results["dtype"]}, {results["device"]} '
                     f'({results["machine"]}), jax {results["jax"]}; {results["images"]} images in batches of '
-                    f'{results["batch"]}; medians of {rounds} rounds. Made by `python docs/results/eval_speed.py`.', '',
+                    f'{results["batch"]}; medians over the rounds. Made by `python docs/results/eval_speed.py`.', '',
                     *lines])
 
 
