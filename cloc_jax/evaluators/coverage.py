@@ -8,7 +8,7 @@ _OF_IMAGES = ('zeroshot/', 'image_text_retrieval/')  # evaluators whose figures 
 
 @dataclasses.dataclass(frozen=True)
 class Coverage:
-  """images of of_images, and regions of of_regions, were evaluated. unreadable: the first of those that were not, and why.
+  """images of of_images, and regions of of_regions, were evaluated. unreadable: the first of the others, and why.
 
   Of a damaged record of a data set on disk nobody knows how many regions it had: it counts as an image alone.
   """
@@ -26,7 +26,8 @@ class Coverage:
   def left_out(self) -> tuple[str, ...]:
     """What was not evaluated, for people: the named, and how many more there are."""
     more = self.of_images - self.images - len(self.unreadable)
-    return (*self.unreadable, *([f'{more:,} {"more " if self.unreadable else ""}images, not named'] if more > 0 else []))
+    others = f'{more:,} {"more " if self.unreadable else ""}images, not named'
+    return (*self.unreadable, others) if more > 0 else self.unreadable
 
   def beside(self, metric: str) -> str:
     """What stands beside a figure of that name: ' (98 of 100 images)'; '' where nothing is missing."""
@@ -42,7 +43,7 @@ class Coverage:
 
 
 def total(counters: Sequence['Counter']) -> Coverage:
-  """Of hosts that took turns, image by image. Images are named in the order of the data, as one host alone names them."""
+  """Of hosts that took turns, image by image; those that are named are the first of the data, as on one host alone."""
   count = lambda name: sum(getattr(counter.coverage, name) for counter in counters)
   named = sorted((place, host, why) for host, counter in enumerate(counters) for place, why in counter.unreadable)
   return Coverage(images=count('images'), of_images=count('of_images'), regions=count('regions'),

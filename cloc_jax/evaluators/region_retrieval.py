@@ -42,7 +42,7 @@ class RegionRetrieval:
     first, text = ranking.distinct_texts([predictions.region_captions[i] for i in pool])
     # Of a million regions a copy would take gigabytes.
     z_region = predictions.z_region if len(pool) == len(named) else predictions.z_region[pool]
-    z_text = predictions.z_region_text[pool[first]]
+    z_text = predictions.z_region_text if len(first) == len(named) else predictions.z_region_text[pool[first]]
     regions = np.arange(len(pool))
     region_rank = ranking.ranks(z_region, z_pool=z_text, query=regions, item=text)
     text_rank = ranking.ranks(z_text, z_pool=z_region, query=text, item=regions)

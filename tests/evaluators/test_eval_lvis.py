@@ -26,7 +26,8 @@ THRESHOLDS = np.linspace(0.5, 0.95, 10)
 def whole_boxes(rng, count, *, size=240):
   """Whole pixels, so that areas and overlaps come out equal; some of exactly 32² and 96² pixels."""
   low = rng.integers(0, size // 2, (count, 2))
-  side = np.where(rng.random((count, 1)) < 0.2, rng.choice([32, 96], (count, 1)), rng.integers(4, size // 2, (count, 2)))
+  side = np.where(rng.random((count, 1)) < 0.2, rng.choice([32, 96], (count, 1)),
+                  rng.integers(4, size // 2, (count, 2)))
   return np.concatenate([low, low + side], 1).astype(np.float32)
 
 
