@@ -126,7 +126,8 @@ def write_page(diff: Diff, out: str | os.PathLike, *, images: int = 24, image_si
                     f'<div class="grid">{"".join(_card(f, drawn, judgement) for f in flips)}</div>')
   path = pathlib.Path(out)
   path.parent.mkdir(parents=True, exist_ok=True)
-  path.write_text(page.document(title='What changed', body='\n'.join(body), style='table { font-size: 14px; }'), encoding='utf-8')
+  path.write_text(page.document(title='What changed', body='\n'.join(body), style='table { font-size: 14px; }'),
+                  encoding='utf-8')
   return path
 
 

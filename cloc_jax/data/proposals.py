@@ -11,7 +11,7 @@ from cloc_jax import boxes as box_lib
 from cloc_jax.data import sources
 from cloc_jax.data.importers import json_stream
 
-_RECORDS, _BOXES = 256, 2000  # that are looked at, at least, to see how boxes are written
+_RECORDS, _BOXES = 256, 200  # that are looked at, at least, to see how boxes are written
 _NONE = (np.zeros((0, 4), np.float32), np.zeros(0, np.float32))
 
 
