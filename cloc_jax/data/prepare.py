@@ -145,38 +145,38 @@ class Prepare:
       captions: one choice for each, see check_captions.
     """
     out = PreparedBatch(len(elements), self.regions_per_image)
-    for i, element in enumerate(elements):
-      if isinstance(element, Damaged):
+    whole = [i for i, element in enumerate(elements) if not isinstance(element, Damaged)]
+    usable = dict(zip(whole, usable_regions_of([elements[i] for i in whole])))
+    rows, boxes, counts = [], [], []
+    for i, (element, rng) in enumerate(zip(elements, rngs)):
+      if i not in usable:
         _log.warning('%s; the example is masked', element.error)
         out._mask(i, 'corrupt_records')
         continue
       out.image_ids[i] = element.image_id
       try:
-        out.images[i] = open_example(element, mode=self.decode)
+        image = open_example(element, mode=self.decode)
       except transforms.ImageError as error:
         out._give_up(i, error, on_error=self.on_error)
-    sound = [i for i, image in enumerate(out.images) if image is not None]
-    usable = dict(zip(sound, usable_regions_of([elements[i] for i in sound])))
-    boxes, counts = [], []
-    for i, rng in enumerate(rngs):
-      if i in usable:
-        own, found = self._draw(out, i, elements[i], usable[i], rng, captions[i])
-        boxes.append(own)
-        counts.append(found)
-    if sound:
-      out.counts[np.ix_(sound, _DRAWN)] += counts
-      out.region_mask[sound] = np.arange(self.regions_per_image) < np.array([len(own) for own in boxes])[:, None]
+        continue
+      own, found = self._draw(out, i, image, element, usable[i], rng, captions[i])
+      rows.append(i)
+      boxes.append(own)
+      counts.append(found)
+    if rows:
+      out.counts[np.ix_(rows, _DRAWN)] += counts
+      out.region_mask[rows] = np.arange(self.regions_per_image) < np.array([len(own) for own in boxes])[:, None]
       out.boxes[out.region_mask] = geometry_lib.normalized_boxes_to_canvases(
           out.geometries, np.concatenate(boxes), out.region_mask.nonzero()[0])
     return out
 
-  def _draw(self, out, i, example, usable, rng, choice):
+  def _draw(self, out, i, image, example, usable, rng, choice):
     """Fills the words, the image and its geometry of row i.
 
     Returns:
       The boxes drawn, in fractions of the original image, and the counts of _DRAWN.
     """
-    image, boxes, seen = out.images[i], usable.boxes, len(usable.regions)
+    boxes, seen = usable.boxes, len(usable.regions)
     window = None if self.crop is None else self.crop.draw(rng, height=image.height, width=image.width)
     geometry = geometry_lib.resize_with_pad(
         height=image.height, width=image.width, canvas=self.image_size, pad=self.pad, crop=window)
@@ -192,8 +192,8 @@ class Prepare:
         map(transforms.mentions_sides, (caption, *[usable.regions.captions[k] for k in kept])))
     if flips:
       geometry = geometry.flip()
-    if image.decoded:  # a batch of them, whole, might be gigabytes
-      out.images[i] = image.on_canvas(geometry, pad_value=PAD_VALUE)
+    # What is decoded already goes to its canvas now: a batch of whole images might be gigabytes.
+    out.images[i] = image.on_canvas(geometry, pad_value=PAD_VALUE) if image.decoded else image
     out.geometries[i], out.captions[i] = geometry, caption
     out._regions[i], out._drawn[i] = usable.regions, kept
     for name, number in usable.counts.items():

@@ -1,6 +1,7 @@
 """Preparing a record: which of its regions are usable, against a loop over them; and that no others are made."""
 import dataclasses
 import io
+import weakref
 
 import numpy as np
 from painted_pictures import painted_example
@@ -80,6 +81,24 @@ def test_only_regions_that_are_asked_for_are_made(monkeypatch):
   captions = batch.region_captions()
   assert not made and len(captions) == 2 and batch.count('regions_seen') == [6]
   assert made == [r.caption for r in batch.regions(0)] == captions
+
+
+def test_no_two_whole_images_are_held(monkeypatch):
+  """A PNG is decoded to know its size; a batch of large ones would be gigabytes."""
+  alive = []
+
+  class Opened(transforms.Opened):
+    def __init__(self, *args, **kwargs):
+      super().__init__(*args, **kwargs)
+      alive.append(weakref.ref(self))
+
+    def on_canvas(self, *args, **kwargs):
+      assert sum(ref() is not None for ref in alive) == 1
+      return super().on_canvas(*args, **kwargs)
+
+  monkeypatch.setattr(transforms, 'Opened', Opened)
+  batch = prepared(*map(painted_example, range(5)))
+  assert len(alive) == 5 and all(image.shape == (16, 16, 3) for image in batch.images)
 
 
 @pytest.mark.parametrize('flip', [False, True])
