@@ -33,6 +33,10 @@ def add_verbs(verbs) -> None:
                               description='One region a sentence. Numbers that are not the published ones are noted.'))
   _flickr30k_entities(formats.add_parser(
       'flickr30k-entities', help="Flickr30k's captions, and Flickr30k Entities' phrases with boxes"))
+  _karpathy(formats.add_parser(
+      'karpathy', help="Karpathy's splits of COCO and Flickr30k: retrieval by the usual protocol",
+      description='Images and their first five captions, from dataset_coco.json, dataset_flickr30k.json or '
+                  'dataset_flickr8k.json.'))
   _tfds(formats.add_parser('tfds', help='whatever tfds.load knows, through a map of its features',
                            description='Reads what `tfds build` has prepared; TensorFlow is not needed. Repeat --split '
                                        'for several, --field for each feature that is called other than usual.'))
@@ -272,6 +276,22 @@ def _flickr30k_entities(parser):
     return _run(args, flickr30k_entities.Flickr30kEntities(
         args.entities, args.images, wanted=tuple(args.split or ('train', 'val', 'test')), lists=args.lists,
         name=args.name, trust_boxes=args.trust_boxes))
+  parser.set_defaults(run=run)
+
+
+def _karpathy(parser):
+  parser.add_argument('--annotations', required=True, metavar='FILE.json', help='dataset_coco.json, dataset_flickr30k.json')
+  parser.add_argument('--images', required=True, metavar='DIR', help="holds COCO's train2014 and val2014 (or 2017), or "
+                                                                     'all images')
+  parser.add_argument('--split', action='append', metavar='NAME', help='default: all there are; may be repeated')
+  parser.add_argument('--captions-per-image', type=int, default=5, metavar='N',
+                      help='the first so many (default %(default)s, as published figures have it); 0 for all')
+  _add_common(parser, name='karpathy')
+
+  def run(args):
+    from cloc_jax.data.importers import karpathy
+    return _run(args, karpathy.Karpathy(args.annotations, args.images, wanted=tuple(args.split or ()),
+                                        captions_per_image=args.captions_per_image, name=args.name))
   parser.set_defaults(run=run)
 
 

@@ -106,7 +106,8 @@ def _notes(parts) -> str:
 
 def _compared(parts, info):
   """(part, published.Row) of all parts."""
-  return [(part, row) for part in parts for row in published.rows(part.evaluation, data=part.data, info=info)]
+  return [(part, row) for part in parts
+          for row in published.rows(part.evaluation, data=part.data, info=info, split=part.name)]
 
 
 def _comparison(compared):

@@ -28,18 +28,26 @@ class Row:
     return f'no: {"; ".join(self.reasons)}' if self.reasons else 'yes'
 
 
-def rows(evaluation: evaluators.Evaluation, *, data: str, info: dict) -> list[Row]:
+def rows(evaluation: evaluators.Evaluation, *, data: str, info: dict, split: str = '') -> list[Row]:
   """What is published of the metrics that an evaluation has.
 
   Args:
     data: as `data_of` or the name of an ImageNet task says; '' for data that nobody has published about.
     info: of the encoder (encoders.Encoder.info).
+    split: the name of the split, where the data have several.
   """
   out = []
   for entry in _content()['figures']:
-    if entry['data'] != data or entry['metric'] not in evaluation.metrics:
+    if data not in (entry['data'], entry.get('near', entry['data'])) or entry['metric'] not in evaluation.metrics:
       continue
     reasons = [entry['differs']] if 'differs' in entry else []
+    if data != entry['data']:
+      reasons.append("those are Karpathy's test images, which `cloc data import karpathy` reads")
+    elif entry.get('split', split) != {'validation': 'val'}.get(split, split):
+      reasons.append(f'split {split!r} here, {entry["split"]!r} there')
+    images, captions = (evaluation.metrics.get(f'image_text_retrieval/{name}') for name in ('images', 'captions'))
+    if entry['metric'].startswith('image_text_retrieval/') and captions is not None and captions != 5 * images:
+      reasons.append(f'{captions:,} captions of {images:,} images here, five of each there')
     # Only whole-image figures lose: regions need every box on the canvas, whatever the encoder.
     if 'preprocessing' in info and entry['metric'].startswith(('image_text_retrieval/', 'zeroshot/')):
       reasons.append('here images are padded, which is not how this encoder was trained')
@@ -55,10 +63,13 @@ def rows(evaluation: evaluators.Evaluation, *, data: str, info: dict) -> list[Ro
 
 
 def data_of(meta) -> str:
-  """Which published data set a DatasetMeta is: 'coco', 'lvis', 'grit', 'refcoco', 'flickr30k', or ''."""
+  """Which published data set a DatasetMeta is: 'coco', 'lvis', 'grit', 'refcoco', 'refcoco+', 'refcocog', 'flickr30k',
+  'coco-karpathy', 'flickr30k-karpathy'; or ''."""
   said = f'{meta.extra.get("provenance", "")} '.lower()
-  for start, name in (('coco annotations ', 'coco'), ('lvis annotations ', 'lvis'), ('refcoco annotations ', 'refcoco'),
-                      ('flickr30k', 'flickr30k')):
+  if said.startswith('refcoco annotations '):
+    return meta.extra.get('data_set') or 'refcoco'  # what was imported before '+' and 'g' were told apart has none
+  for start, name in (("karpathy's splits of coco ", 'coco-karpathy'),
+                      ("karpathy's splits of flickr30k ", 'flickr30k-karpathy'), ('coco annotations ', 'coco'), ('lvis annotations ', 'lvis'), ('flickr30k', 'flickr30k')):
     if said.startswith(start):
       return name
   return 'grit' if meta.name == 'grit' else ''  # its importer says nothing of where the tars came from

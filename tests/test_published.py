@@ -19,7 +19,7 @@ def test_every_figure_has_a_source_and_no_two_entries_say_the_same():
   seen = [(e['data'], e['metric'], e['paper']) for e in CONTENT['figures']]
   assert len(set(seen)) == len(seen) and {e['paper'] for e in CONTENT['figures']} == set(CONTENT['papers'])
   for entry in CONTENT['figures']:
-    assert set(entry) <= {'data', 'metric', 'images', 'paper', 'differs', 'values'}
+    assert set(entry) <= {'data', 'near', 'split', 'metric', 'images', 'paper', 'differs', 'values'}
     assert all(1 < value < 100 for value in entry['values'].values()), 'percent'
 
 
@@ -48,10 +48,35 @@ def test_what_differs_is_said():
   assert published.rows(lost, data='coco', info={})[0].verdict == 'no: here of 5,000 of 5,000 images, 9 of 10 regions'
 
 
+def test_retrieval_may_be_compared_on_karpathys_test_images_alone():
+  def verdict(data, split, **metrics):
+    found = evaluation({'image_text_retrieval/i2t_r1': 0.5} | {f'image_text_retrieval/{k}': v for k, v in metrics.items()},
+                       images=5000, of_images=5000)
+    return next(r.verdict for r in published.rows(found, data=data, info={}, split=split) if 'CLOC B/16' in r.theirs)
+  assert verdict('coco-karpathy', 'test', images=5000, captions=25000) == 'yes'
+  assert verdict('coco-karpathy', 'test', images=5000, captions=25010) == (
+      'no: 25,010 captions of 5,000 images here, five of each there')
+  # As many images as the test split has, but others.
+  assert verdict('coco-karpathy', 'val', images=5000, captions=25000) == "no: split 'val' here, 'test' there"
+  assert verdict('coco', 'val', images=5000, captions=25000).startswith("no: those are Karpathy's test images")
+
+
+def test_the_splits_and_kinds_of_refcoco_are_told_apart():
+  found = evaluation({'grounding_supplied/acc_iou50': 0.5})
+  of = lambda data, split: [r.verdict for r in published.rows(found, data=data, info={}, split=split)]
+  assert of('refcoco', 'val') == of('refcoco', 'validation') == ['no: unless the proposals are the same']
+  assert of('refcoco', 'testA') == ["no: unless the proposals are the same; split 'testA' here, 'val' there"]
+  assert of('refcoco+', 'val') == of('refcocog', 'val') == []
+
+
 def test_data_sets_are_known_by_their_provenance():
   of = lambda provenance, name='x': published.data_of(
       types.SimpleNamespace(name=name, extra={'provenance': provenance}))
   assert [of('coco annotations'), of('lvis annotations'), of('RefCOCO annotations on COCO images'),
           of('Flickr30k Entities annotations on …'), of('objects365 annotations'), of('cocoa annotations')] == [
               'coco', 'lvis', 'refcoco', 'flickr30k', '', '']
+  assert of("Karpathy's splits of coco") == 'coco-karpathy' and of("Karpathy's splits of flickr8k") == ''
+  kinds = [types.SimpleNamespace(name='x', extra={'provenance': 'RefCOCO annotations on', 'data_set': kind})
+           for kind in ('refcoco+', None)]
+  assert [published.data_of(meta) for meta in kinds] == ['refcoco+', 'refcoco']
   assert of('', name='grit') == 'grit' and of('', name='coco') == ''

@@ -86,6 +86,7 @@ class RefCoco(engine.Importer):
         name=self.name, description='Referring expressions for objects in COCO images.',
         categories=tuple(self._categories[key] for key in sorted(self._categories)),
         extra={'provenance': 'RefCOCO annotations on COCO images',
+               'data_set': refcoco_counts.data_set(self.name, storage.path(self.refs)),
                'files': [storage.path(path).name for path in self.files()],
                'sha256': {storage.path(self.refs).name: storage.sha256(self.refs)}})
 

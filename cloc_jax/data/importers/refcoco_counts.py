@@ -47,7 +47,7 @@ def check(found: Mapping[str, Tally], report: Mapping[str, counts_lib.Counts], *
     path: the file; 'refs(unc).p' tells who split it.
   """
   for split, message in differences({split: tally.numbers() for split, tally in found.items()},
-                                    known=_data_set(path.parent.name) or _data_set(name), split_by=_split_by(path)):
+                                    known=data_set(name, path), split_by=_split_by(path)):
     report[split].noted('references', 'not the published number', f'{split}: {message}')
 
 
@@ -78,6 +78,11 @@ def _text(numbers):
 
 def _usual(split):
   return 'val' if split == 'validation' else split
+
+
+def data_set(name: str, path: storage.Path) -> str | None:
+  """A key of PUBLISHED, by the name of the file's folder, or by that of the data set to be; None if neither tells."""
+  return _data_set(path.parent.name) or _data_set(name)
 
 
 def _data_set(name):

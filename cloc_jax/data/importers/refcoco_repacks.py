@@ -125,6 +125,7 @@ class RefCocoRepack(engine.Importer):
     return schema.DatasetMeta(
         name=self.name, description='Referring expressions for objects in COCO images.',
         extra={'provenance': 'RefCOCO annotations on COCO images, packed anew',
+               'data_set': refcoco_counts.data_set(self.name, storage.path(self.sources[0].files[0])),
                'files': [path.name for path in self.files()]})
 
   def _tasks(self, source, listed):
