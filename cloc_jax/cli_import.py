@@ -280,7 +280,8 @@ def _flickr30k_entities(parser):
 
 
 def _karpathy(parser):
-  parser.add_argument('--annotations', required=True, metavar='FILE.json', help='dataset_coco.json, dataset_flickr30k.json')
+  parser.add_argument('--annotations', required=True, metavar='FILE.json',
+                      help='dataset_coco.json, dataset_flickr30k.json, dataset_flickr8k.json')
   parser.add_argument('--images', required=True, metavar='DIR', help="holds COCO's train2014 and val2014 (or 2017), or "
                                                                      'all images')
   parser.add_argument('--split', action='append', metavar='NAME', help='default: all there are; may be repeated')

@@ -135,7 +135,7 @@ def _summary(found) -> str:
   """The figures of a comparison and the classes that flipped most."""
   worse = sum(not f.better for f in found.flips)
   rows = list(found.by_class.items())
-  lines = ''.join(f'<tr><td>{html.escape(c or "(none)")}</td><td>{w:,}</td><td>{b:,}</td></tr>'
+  lines = ''.join(f'<tr><td>{page.words(c or "(none)")}</td><td>{w:,}</td><td>{b:,}</td></tr>'
                   for c, (w, b) in rows[:_CLASSES])
   more = f'<p class="soft">… and {len(rows) - _CLASSES:,} classes more</p>' if len(rows) > _CLASSES else ''
   head = '<tr><th>class</th><th>right → wrong</th><th>wrong → right</th></tr>'
@@ -175,10 +175,11 @@ def _card(flip, drawn, judgement) -> str:
       overlay += page.box(place(b, ('found_x0', 'found_y0', 'found_x1', 'found_y1')), index=0, side=side, number=False)
     picture = page.picture(canvas, overlay)
   if judgement == 'recognition':
-    said = ' → '.join(f'{row["top_classes"][0]} ({row["top_scores"][0]:.2f})' for row in (a, b))
+    said = ' → '.join(f'{page.words(row["top_classes"][0])} ({row["top_scores"][0]:.2f})'
+                      for row in (a, b))
   else:
     said = ' → '.join(f'IoU {row[JUDGEMENTS[judgement][0]]:.2f}' for row in (a, b))
-  return (f'<figure>{picture}<figcaption><p>{html.escape(a["caption"])}</p>'
-          f'<p class="{"good" if flip.better else "bad"}">{html.escape(said)}</p>'
-          f'<div class="id">{html.escape(a["category"])} · {html.escape(a["image_id"])}, region {a["region"]}</div>'
+  return (f'<figure>{picture}<figcaption>{page.paragraph(a["caption"])}'
+          f'<p class="{"good" if flip.better else "bad"}">{said}</p>'
+          f'<div class="id">{page.words(a["category"])} · {html.escape(a["image_id"])}, region {a["region"]}</div>'
           '</figcaption></figure>')

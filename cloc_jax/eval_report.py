@@ -154,7 +154,9 @@ def _page(parts, info, data) -> str:
 
 def _table(head, rows, *, text=()) -> str:
   """Cells are escaped here; columns in `text` are aligned to the left."""
-  cell = lambda tag, i, value: f'<{tag}{" class=text" if i in text else ""}>{html.escape(str(value))}</{tag}>'
+  def cell(tag, i, value):
+    kind, said = (' class=text', page.words(str(value))) if i in text else ('', html.escape(str(value)))
+    return f'<{tag}{kind}>{said}</{tag}>'
   line = lambda tag, row: '<tr>' + ''.join(cell(tag, i, v) for i, v in enumerate(row)) + '</tr>'
   return (f'<div class="scroll"><table><thead>{line("th", head)}</thead>'
           f'<tbody>{"".join(line("td", row) for row in rows)}</tbody></table></div>')
@@ -224,11 +226,11 @@ def _region(region, drawn) -> str:
       overlay += page.box(place(region.found), index=0, side=side, number=False)
     picture = page.picture(canvas, overlay)
   kind, sign = ('good', '✓') if region.right else ('bad', '✗')
-  mark = f'<span class="{kind}">{html.escape(region.says)} {sign}</span>'
+  mark = f'<span class="{kind}">{page.words(region.says)} {sign}</span>'
   if region.scores and not region.right:
-    mark += f' <span class="soft">should be {html.escape(region.title)}</span>'
-  title = '' if region.scores else f'<p>{html.escape(region.title)}</p>'
-  scores = ''.join(f'<span{" class=own" if name == region.title else ""}>{html.escape(name)}</span>'
+    mark += f' <span class="soft">should be {page.words(region.title)}</span>'
+  title = '' if region.scores else page.paragraph(region.title)
+  scores = ''.join(f'<span{" class=own" if name == region.title else ""}>{page.words(name)}</span>'
                    f'<span{" class=own" if name == region.title else ""}>{score:.2f}</span>'
                    for name, score in region.scores)
   return (f'<figure>{picture}<figcaption>{title}<p>{mark}</p><div class="scores">{scores}</div>'
@@ -255,7 +257,7 @@ def _confusion(found) -> str:
 
 def _accuracy(name, rows) -> str:
   lines = ''.join(
-      f'<tr><td>{html.escape(c)}</td><td>{right:,} of {total:,}</td><td class="text">'
+      f'<tr><td>{page.words(c)}</td><td>{right:,} of {total:,}</td><td class="text">'
       f'<span class="bar" style="width:{120 * right / total:.0f}px"></span> {100 * right / total:.0f} %</td></tr>'
       for c, right, total in rows)
   return (f'<div class="scroll"><table><thead><tr><th>{name}</th><th>right</th><th></th></tr></thead>'
@@ -267,7 +269,7 @@ def _image_asks(answer, drawn) -> str:
   if answer.query in drawn:
     shown = f'<figure>{page.picture(drawn[answer.query][0])}</figure>'
   lines = ''.join(f'<li><span class="{"good" if right else "soft"}">{"✓" if right else "✗"} {score:.2f}</span> '
-                  f'<span>{html.escape(text)}</span></li>' for text, score, right in answer.answers)
+                  f'<span>{page.words(text)}</span></li>' for text, score, right in answer.answers)
   return f'<div class="asked"><div>{shown}</div><ol>{lines}</ol></div>'
 
 
@@ -276,4 +278,4 @@ def _caption_asks(answer, drawn) -> str:
       f'<figure class="{"right" if right else ""}">{page.picture(drawn[name][0]) if name in drawn else ""}<figcaption>'
       f'<span class="{"good" if right else "soft"}">{"✓" if right else "✗"}</span> {score:.2f} · {html.escape(name)}'
       '</figcaption></figure>' for name, score, right in answer.answers)
-  return f'<div class="asked"><div>{html.escape(answer.query)}</div><div class="row">{tiles}</div></div>'
+  return f'<div class="asked"><div dir="auto">{html.escape(answer.query)}</div><div class="row">{tiles}</div></div>'

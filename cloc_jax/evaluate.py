@@ -38,6 +38,13 @@ HEADLINES = (
     ('detection/ap50', 'detection over the supplied boxes, AP50'),
     ('detection/ap_rare', 'detection over the supplied boxes, AP of rare classes'),
 )
+# (evaluator, direction) → the metric that counts the pool, and what is in it.
+_POOLS = {
+    ('region_retrieval', 'r2t'): ('distinct_texts', 'texts'),
+    ('region_retrieval', 't2r'): ('pool', 'regions'),
+    ('image_text_retrieval', 'i2t'): ('captions', 'captions'),
+    ('image_text_retrieval', 't2i'): ('images', 'images'),
+}
 
 
 def run(functions: inference.Functions, params, *, path: str | os.PathLike, split: str, batch_size: int = 64,
@@ -280,10 +287,16 @@ def table(columns: dict[str, dict[str, float]], coverage: dict[str, evaluators.C
 
 
 def figure(metrics: dict[str, float], key: str, coverage: evaluators.Coverage | None) -> str:
-  """A figure in percent, with the coverage beside it where something is missing; '–' where it was not measured."""
+  """A figure in percent, with the coverage beside it where something is missing; '–' where it was not measured.
+
+  Of a retrieval it says among how many: figures over pools of different sizes are not comparable.
+  """
   if key not in metrics:
     return '–'
-  return f'{100 * metrics[key]:.1f}{"" if coverage is None else coverage.beside(key)}'
+  evaluator, _, name = key.partition('/')
+  of, what = _POOLS.get((evaluator, name.partition('_')[0]), ('', ''))
+  pool = f' among {metrics[f"{evaluator}/{of}"]:,} {what}' if f'{evaluator}/{of}' in metrics else ''
+  return f'{100 * metrics[key]:.1f}{"" if coverage is None else coverage.beside(key)}{pool}'
 
 
 def markdown(rows: Sequence[Sequence[str]]) -> str:

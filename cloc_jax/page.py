@@ -79,6 +79,16 @@ def facts(values: Mapping[str, object]) -> str:
   return f'<dl class="facts">{cells}</dl>'
 
 
+def words(text: str) -> str:
+  """A text from the data, in its own direction: Hebrew among English leaves signs and figures where they are."""
+  return f'<bdi>{html.escape(text)}</bdi>'
+
+
+def paragraph(text: str, *, cls: str = '') -> str:
+  """A paragraph of such a text, which begins at the right where it is written so."""
+  return f'<p dir="auto"{f" class={cls}" if cls else ""}>{html.escape(text)}</p>'
+
+
 def color(index: int) -> str:
   """The colour of the box with this number; colours come again after the last."""
   return COLORS[index % len(COLORS)]

@@ -69,7 +69,8 @@ def data_of(meta) -> str:
   if said.startswith('refcoco annotations '):
     return meta.extra.get('data_set') or 'refcoco'  # what was imported before '+' and 'g' were told apart has none
   for start, name in (("karpathy's splits of coco ", 'coco-karpathy'),
-                      ("karpathy's splits of flickr30k ", 'flickr30k-karpathy'), ('coco annotations ', 'coco'), ('lvis annotations ', 'lvis'), ('flickr30k', 'flickr30k')):
+                      ("karpathy's splits of flickr30k ", 'flickr30k-karpathy'), ('coco annotations ', 'coco'),
+                      ('lvis annotations ', 'lvis'), ('flickr30k', 'flickr30k')):
     if said.startswith(start):
       return name
   return 'grit' if meta.name == 'grit' else ''  # its importer says nothing of where the tars came from

@@ -352,9 +352,9 @@ def _card(image) -> str:
   truth = ''.join(page.box(r.box, index=r.index, side=side, dashed=True, number=r.found is None) for r in large_first)
   found = ''.join(page.box(r.found, index=r.index, side=side) for r in large_first if r.found is not None)
   rows = ''.join(
-      f'<li>{page.chip(r.index)}<div>{html.escape(r.caption)}<div class="verdict">{_iou(r)}{_class(r)}</div></div></li>'
+      f'<li>{page.chip(r.index)}<div>{page.words(r.caption)}<div class="verdict">{_iou(r)}{_class(r)}</div></div></li>'
       for r in image.regions) or '<li class="soft">No regions.</li>'
-  caption = f'<p>{html.escape(image.captions[0])}</p>' if image.captions else ''
+  caption = page.paragraph(image.captions[0]) if image.captions else ''
   return (f'<figure class="card">{page.picture(image.canvas, truth + found)}<figcaption>{caption}<ol>{rows}</ol>'
           f'<div class="id">{html.escape(image.image_id)}</div></figcaption></figure>')
 
@@ -363,7 +363,7 @@ def _extreme(image, region) -> str:
   side = image.canvas.shape[0]
   boxes = page.box(region.box, index=region.index, side=side, dashed=True, number=False)
   boxes += page.box(region.found, index=region.index, side=side, number=False)
-  return (f'<figure>{page.picture(image.canvas, boxes)}<figcaption>{html.escape(region.caption)}'
+  return (f'<figure>{page.picture(image.canvas, boxes)}<figcaption>{page.words(region.caption)}'
           f'<div class="verdict">{_iou(region)}</div></figcaption></figure>')
 
 
@@ -378,8 +378,8 @@ def _class(region) -> str:
   if region.recognized is None:
     return ''
   if region.right:
-    return f'<span class="class good">{html.escape(region.category)} ✓</span>'
+    return f'<span class="class good">{page.words(region.category)} ✓</span>'
   if region.recognized == region.category:
-    return f'<span class="class bad">{html.escape(region.category)} ✗, tied with another</span>'
-  return (f'<span class="class"><span class="bad">{html.escape(region.recognized)} ✗</span> '
-          f'should be {html.escape(region.category)}</span>')
+    return f'<span class="class bad">{page.words(region.category)} ✗, tied with another</span>'
+  return (f'<span class="class"><span class="bad">{page.words(region.recognized)} ✗</span> '
+          f'should be {page.words(region.category)}</span>')

@@ -66,3 +66,19 @@ def assert_stands_alone(text: str):
     for name in ('src', 'href', 'srcset', 'data', 'action'):
       assert node.attributes.get(name, 'data:').startswith('data:'), (node.tag, node.attributes[name][:80])
   assert not re.search(r'url\(|@import', ''.join(style.text for style in root.all('style')))
+
+
+def assert_own_direction(text: str):
+  """Hebrew stands nowhere but where it is isolated from what surrounds it: bdi, dir=auto, or a picture's own text."""
+  found = 0
+
+  def visit(node, isolated):
+    nonlocal found
+    for child in node.children:
+      if isinstance(child, Node):
+        visit(child, isolated or child.tag in ('bdi', 'svg', 'title') or child.attributes.get('dir') == 'auto')
+      elif re.search('[א-ת]', child):
+        assert isolated, f'<{node.tag}> {child!r}'
+        found += 1
+  visit(parse(text), False)
+  assert found

@@ -4,7 +4,7 @@ import re
 
 import numpy as np
 import pytest
-from html_tree import assert_stands_alone, parse
+from html_tree import assert_own_direction, assert_stands_alone, parse
 
 from cloc_jax import eval_report, evaluators, findings, pictures
 from cloc_jax.evaluators import Predictions, zeroshot
@@ -124,6 +124,18 @@ def test_the_page_stands_alone_and_shows_all(predictions, z_class, tmp_path):
   gone = dataclasses.replace(part, pictures={}, missing='no data set')
   text = eval_report.write([gone], tmp_path / 'r.html', info=info, data='x').read_text()
   assert 'No pictures: no data set' in text and 'class="picture"' not in text
+
+
+def test_texts_from_right_to_left(predictions, z_class, tmp_path, monkeypatch):
+  hebrew = tuple(f'חתול {c}' for c in NAMES)
+  monkeypatch.setattr('test_eval_report.NAMES', hebrew)
+  named = dataclasses.replace(
+      predictions, categories=tuple(f'חתול {c}' for c in predictions.categories),
+      region_captions=tuple(f'{c}, לבן' for c in predictions.region_captions),
+      captions=tuple(f'{c} על ספה (2).' for c in predictions.captions))
+  text = eval_report.write([part_of(named, z_class)], tmp_path / 'r.html', info={}, data='d').read_text()
+  assert text.count('על ספה') > 8 and text.count('<bdi>חתול') > 8
+  assert_own_direction(text)
 
 
 def test_markdown_has_the_figures_and_what_is_published(predictions, z_class, tmp_path):

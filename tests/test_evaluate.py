@@ -8,7 +8,7 @@ import pytest
 import tiny_experiment as tiny
 from PIL import Image
 
-from cloc_jax import encoders, evaluate, sharding
+from cloc_jax import encoders, evaluate, evaluators, sharding
 from cloc_jax.evaluators import EncoderFns
 
 
@@ -104,3 +104,15 @@ def test_the_verb_writes_the_figures_of_an_image_folder(tmp_path, monkeypatch, c
   assert got['metrics']['zeroshot/top1'] == 1 and got['per_class'] == {'red': 1} and got['encoder'] == 'hf:x/colors'
   assert cli.main([*argv, '--split', 'val']) == 2
   assert '--split does not apply to --imagefolder' in capsys.readouterr().err
+
+
+def test_the_pool_of_a_retrieval_stands_beside_its_figures():
+  metrics = {'region_retrieval/r2t_r1': 0.125, 'region_retrieval/t2r_distinct_r10': 0.5, 'region_retrieval/pool': 12345,
+             'region_retrieval/distinct_texts': 678, 'image_text_retrieval/i2t_r1': 0.25,
+             'image_text_retrieval/t2i_r1': 0.75, 'image_text_retrieval/images': 1000,
+             'image_text_retrieval/captions': 5000, 'region_recognition/top1': 0.5}
+  lost = evaluators.Coverage(images=998, of_images=1000)
+  cells = [line.split('|')[2].strip() for line in evaluate.table({'val': metrics}, {'val': lost}).splitlines()[2:]]
+  assert cells == ['50.0 (998 of 1,000 images)', '12.5 (998 of 1,000 images) among 678 texts',
+                   '50.0 (998 of 1,000 images) among 12,345 regions', '25.0 (998 of 1,000 images) among 5,000 captions',
+                   '75.0 (998 of 1,000 images) among 1,000 images']

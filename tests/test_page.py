@@ -23,6 +23,15 @@ def test_texts_are_escaped_and_the_document_is_whole():
   assert 'prefers-color-scheme: dark' in style
 
 
+def test_texts_keep_their_own_direction():
+  """Without isolation the figure behind a Hebrew class would be drawn before it."""
+  for text in ('כלב <b> לבן', 'a dog'):
+    bdi, = html_tree.parse(page.words(text)).all()
+    assert (bdi.tag, bdi.text) == ('bdi', text)
+    p, = html_tree.parse(page.paragraph(text, cls='soft')).all()
+    assert (p.tag, p.attributes, p.text) == ('p', {'dir': 'auto', 'class': 'soft'}, text)
+
+
 def test_facts_write_thousands():
   root = html_tree.parse(page.facts({'a': 1234567, 'b': np.int64(1000), 'c': 0.5, 'd': 'x', 'e': True}))
   assert [d.text for d in root.all('dd')] == ['1,234,567', '1,000', '0.5', 'x', 'True']

@@ -219,7 +219,7 @@ def test_every_region_of_the_pictures(run, written, answers):
       assert len(items) == len(expected)
       for number, (item, answer) in enumerate(zip(items, expected), 1):
         assert item.all('b')[0].text == str(number)
-        assert item.all('div')[0].children[0] == answer.caption
+        assert item.all('div')[0].children[0].text == answer.caption
         iou, hit = shown_iou(item)
         assert abs(iou - answer.iou) < 0.0051 and hit == (answer.iou >= 0.5)
         verdict = item.all('span', cls='class')[0].text

@@ -70,14 +70,14 @@ def _figure(shown, i, canvas):
   corners = shown.boxes[i, :len(regions)]
   large_first = np.argsort(-box_lib.area(corners), kind='stable')  # small boxes are not to be painted over
   boxes = ''.join(page.box(corners[k], index=int(k), side=side) for k in large_first)
-  labels = ''.join(f'<li>{page.chip(k)}<span>{html.escape(region.caption)}{_aside(region)}</span></li>'
+  labels = ''.join(f'<li>{page.chip(k)}<span>{page.words(region.caption)}{_aside(region)}</span></li>'
                    for k, region in enumerate(regions))
   if shown.images[i] is None:
     caption = '<p class="bad">This image could not be decoded: training masks it.</p>'
   elif not shown.captions[i]:
     caption = '<p class="soft">No caption.</p>'
   else:
-    caption = f'<p>{html.escape(shown.captions[i])}</p>'
+    caption = page.paragraph(shown.captions[i])
   mirrored = ' · mirrored' if shown.count('flipped')[i] else ''
   return (
       f'<figure>{page.picture(canvas, boxes)}<figcaption>{caption}<ol>{labels}</ol>'
@@ -88,4 +88,5 @@ def _aside(region):
   """The category where the caption does not say it, and a score that is not a person's."""
   notes = [region.category] if region.category and region.category != region.caption else []
   notes += [f'{region.score:.2f}'] if region.score != 1 else []
-  return f' <span class="soft">({html.escape(", ".join(notes))})</span>' if notes else ''
+  said = f'({", ".join(notes)})'
+  return f' <span class="soft">{page.words(said)}</span>' if notes else ''

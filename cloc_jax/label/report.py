@@ -122,10 +122,10 @@ def figure(example: schema.Example) -> str:
   drawn = ''.join(page.box(boxes[i], index=i, side=_SIDE) for i in large_first)
   caption, *alt_texts = example.captions
   labels = ''.join(
-      f'<li>{page.chip(i)}<span>{html.escape(region.caption)} <span class="soft">{region.score:.2f}'
+      f'<li>{page.chip(i)}<span>{page.words(region.caption)} <span class="soft">{region.score:.2f}'
       + (f', {html.escape(region.source)}' if region.source != 'caption' else '') + '</span></span></li>'
       for i, region in enumerate(example.regions))
-  texts = f'<p>{html.escape(caption)}</p>' + ''.join(f'<p class="soft">{html.escape(text)}</p>' for text in alt_texts)
+  texts = page.paragraph(caption) + ''.join(page.paragraph(text, cls='soft') for text in alt_texts)
   return (f'<figure>{page.picture(canvas, drawn)}<figcaption>{texts}<ol>{labels}</ol>'
           f'<div class="id">{html.escape(example.image_id)}</div></figcaption></figure>')
 
@@ -198,7 +198,7 @@ def _lost(run):
 
 
 def _phrases(run):
-  rows = ''.join(f'<div><span>{html.escape(text)}</span><span>{count:,}</span></div>'
+  rows = ''.join(f'<div><span>{page.words(text)}</span><span>{count:,}</span></div>'
                  for text, count in run.summary.tables['phrases'].most_common(_SHOWN_PHRASES))
   from_where = ', '.join(f'{name} {count:,}' for name, count in run.summary.tables['sources'].most_common())
   return (f'<section>\n<h2>Most frequent region texts</h2>\n<p class="soft">Regions by the text their phrase is from: '

@@ -96,12 +96,12 @@ def write_page(trial: Trial, *, out: str | os.PathLike) -> pathlib.Path:
   for index, query in enumerate(trial.queries):
     found = sorted((d.score for d in trial.detections if d.phrase == index), reverse=True)
     rows.append((query, len(found), ', '.join(f'{score:.2f}' for score in found) or '–'))
-  steps = [('Caption', trial.versions['captioner'], trial.seconds['caption'], f'<p>{html.escape(trial.caption)}</p>'),
+  steps = [('Caption', trial.versions['captioner'], trial.seconds['caption'], page.paragraph(trial.caption)),
            ('Phrases, and what the detector found for them',
             f'{trial.versions["phrases"]}; {trial.versions["detector"]}',
             trial.seconds['phrases'] + trial.seconds['detect'],
             report.table(rows, head=('query', 'boxes', 'scores')) if rows else '<p>None.</p>')]
-  alt = ''.join(f'<p class="soft">alt-text: {html.escape(text)}</p>' for text in trial.alt_texts)
+  alt = ''.join(f'<p class="soft">alt-text: {page.words(text)}</p>' for text in trial.alt_texts)
   body = (f'<header><h1>{html.escape(trial.example.image_id)}</h1>{alt}</header>'
           f'<div class="trial"><div>{report.figure(trial.example)}</div><div>'
           + ''.join(f'<h2>{html.escape(name)}</h2><p class="soft">{html.escape(version)} · {seconds:.2f} s, loading '

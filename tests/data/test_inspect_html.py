@@ -5,6 +5,7 @@ import re
 import xml.etree.ElementTree as ElementTree
 
 import cv2
+import html_tree
 import numpy as np
 from painted_pictures import COLORS
 from painted_pictures import painted_example
@@ -77,6 +78,14 @@ def test_odd_records(write, tmp_path):
   assert figures[2].find('.//rect') is None
   assert 'could not be decoded' in words[3]
   assert counts['corrupt_images'] == 1 and counts['empty_captions'] == 1
+
+
+def test_texts_from_right_to_left(write, tmp_path):
+  region = schema.Region(box=(0, 0, 1, 1), caption='כלב לבן', category='כלב', score=0.5)
+  example = dataclasses.replace(painted_example(0), captions=('כלב לבן (3 מטר) על ספה.',), regions=(region,))
+  _, text, _ = gallery(write([example]), tmp_path / 'page.html', image_size=32)
+  assert 'כלב לבן (3 מטר) על ספה.' in text
+  html_tree.assert_own_direction(text)
 
 
 def test_a_wrong_split_fails_before_anything_is_written(painted, tmp_path):

@@ -4,8 +4,8 @@
 alone), cocoid (COCO alone), imgid, split, sentids, sentences: [{raw, tokens, imgid, sentid}]}]}. COCO's have a split
 more, restval: images of val2014 that most people train on too (train+restval).
 Sources: Karpathy, Fei-Fei, *Deep Visual-Semantic Alignments for Generating Image Descriptions*, 2015 (the splits, and
-their sizes); github.com/karpathy/neuraltalk, imagernn/data_provider.py at 2c99eac (layout). Five captions an image: Faghri et al.,
-*VSE++*, 2018.
+their sizes); github.com/karpathy/neuraltalk, imagernn/data_provider.py at 2c99eac (layout). Five captions an image:
+Faghri et al., *VSE++*, 2018.
 """
 from collections.abc import Iterator
 import dataclasses
