@@ -20,6 +20,10 @@ def main(argv=None) -> int:
   argv = list(sys.argv[1:] if argv is None else argv)
   from cloc_jax import config as config_lib
   assignments, others = config_lib.split_overrides(argv)
+  for i in range(len(others) - 1):
+    if others[i:i + 2] == ['eval', 'diff']:  # `cloc eval` takes nothing but flags, so this is the other verb
+      others[i:i + 2] = ['eval-diff']
+      break
   args = _parser().parse_args(others)
   if assignments and args.verb not in ('train', 'plan', 'label') and getattr(args, 'data_verb', '') != 'mix':
     _parser().error('--config.KEY=VALUE belongs to `cloc train`, `cloc plan`, `cloc label` and `cloc data mix`')

@@ -9,6 +9,9 @@ import time
 from cloc_jax import cli_hosts
 
 
+_SECONDS_BETWEEN_LINES = 30  # of progress, where there is no terminal
+
+
 def add_verbs(verbs) -> None:
   """Adds both to the verbs of `cloc`."""
   evaluate = verbs.add_parser(
@@ -107,11 +110,13 @@ def _dump(args, encoder):
 
 def _eval_split(encoder, args, *, split, out, dumped):
   from cloc_jax import eval_report, evaluate, findings, hosts, pictures, published
-  from cloc_jax.data import sources
+  from cloc_jax.data import scan, sources
+  with hosts.together():
+    size = scan.split_sizes(args.data, [split])[split]
   evaluation, predictions = evaluate.run_encoder(encoder, path=args.data, split=split, batch_size=args.batch_size,
                                                  limit=args.limit, pool_limit=args.pool_limit,
                                                  allow_missing=args.allow_missing, proposals=args.proposals,
-                                                 progress=_counter(split))
+                                                 progress=_counter(split, total=min(size, args.limit or size)))
   with hosts.together():
     if predictions is None:  # the first host writes
       return None
@@ -136,14 +141,19 @@ def _eval_split(encoder, args, *, split, out, dumped):
 def _eval_imagefolder(encoder, args) -> int:
   import jax
   from cloc_jax import eval_report, evaluate, findings, pictures
+  from cloc_jax.data import imagenet
   for option in ('split', 'dump', 'region_embedding', 'pool_limit', 'proposals'):
     if getattr(args, option):
       raise ValueError(f'--{option.replace("_", "-")} does not apply to --imagefolder')
-  name = pathlib.Path(args.imagefolder).resolve().name
+  name, images, prompts = pathlib.Path(args.imagefolder).resolve().name, None, None
+  if args.task:
+    task = imagenet.read_task(args.task)
+    images = min(task.images, args.limit or task.images)
+    prompts = len(task.classes.names) * len(task.classes.templates)
   evaluation, about, classified = evaluate.run_imagefolder(
       encoder, path=args.imagefolder, classes=args.classes, task=args.task, labels=args.labels, limit=args.limit,
-      allow_missing=args.allow_missing, batch_size=args.batch_size, progress=_counter(name),
-      text_progress=_counter(name, what='prompts'))
+      allow_missing=args.allow_missing, batch_size=args.batch_size, progress=_counter(name, total=images),
+      text_progress=_counter(name, what='prompts', total=prompts))
   if jax.process_index():
     return 0
   folder = pathlib.Path(args.out) if args.out else _evals_folder(encoder, args)
@@ -200,15 +210,28 @@ def _evals_folder(encoder, args):
   return folder / '-'.join([name, f'step{info["step"]}', *([how] if how != 'model' else [])])
 
 
-def _counter(name, what='images'):
+def _counter(name, what='images', *, total=None):
+  """Shows how many of `total` are done, how fast, and when it ends: in place on a terminal, else now and then."""
   import jax
   first: list = []  # when the first were done, and how many: what came before is another thing's time
-  each = '' if jax.process_count() == 1 else f' on each of {jax.process_count()} hosts'
+  hosts = jax.process_count()
+  each = '' if hosts == 1 else f' on each of {hosts} hosts'
+  said = time.monotonic()
 
   def show(done):
+    nonlocal said
     now = time.monotonic()
     first[:] = first or [now, done]
-    if sys.stderr.isatty() and not jax.process_index():
-      rate = f', {(done - first[1]) / (now - first[0]):.0f}/s' if now > first[0] else ''
-      print(f'\r{name}: {done} {what}{each}{rate}', end='', file=sys.stderr)
+    if jax.process_index() or not (sys.stderr.isatty() or now - said > _SECONDS_BETWEEN_LINES):
+      return
+    said, line = now, f'{name}: {done:,}' + (f' of {-(-total // hosts):,}' if total else '') + f' {what}{each}'
+    rate = (done - first[1]) / (now - first[0]) if now > first[0] else 0
+    if rate:
+      line += f', {rate:.0f}/s' if rate >= 10 else f', {rate:.2g}/s'
+      left = max(0, -(-total // hosts) - done) / rate if total else 0
+      line += f', {left / 60:.0f} min left' if left >= 90 else f', {left:.0f} s left' if total else ''
+    if sys.stderr.isatty():
+      print(f'\r{line}\x1b[K', end='', file=sys.stderr)
+    else:
+      print(line, file=sys.stderr)
   return show

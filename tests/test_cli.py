@@ -131,6 +131,26 @@ def test_errors_are_one_line(capsys, data, tmp_path, monkeypatch, argv, message)
     cli.main(['--debug', *argv])
 
 
+def test_eval_diff_may_be_written_as_two_words(capsys):
+  for argv in (['eval', 'diff'], ['--debug', 'eval', 'diff']):
+    with pytest.raises(SystemExit):
+      cli.main([*argv, '--help'])
+    assert 'usage: cloc eval-diff' in capsys.readouterr().out
+  assert cli.main(['eval', 'diff', 'absent.parquet', 'b.parquet']) == 2
+  assert 'absent.parquet: no such file' in capsys.readouterr().err
+
+
+def test_evaluation_says_how_far_it_is_where_there_is_no_terminal(capsys, monkeypatch):
+  from cloc_jax import cli_eval
+  clock = iter([0., 10., 20., 45., 50., 110.])
+  monkeypatch.setattr(cli_eval.time, 'monotonic', lambda: next(clock))
+  show = cli_eval._counter('val', total=10_000)
+  for done in (64, 164, 414, 464, 1064):
+    show(done)
+  assert capsys.readouterr().err.splitlines() == [
+      'val: 414 of 10,000 images, 10/s, 16 min left', 'val: 1,064 of 10,000 images, 10/s, 15 min left']
+
+
 def test_other_errors_keep_their_traceback(monkeypatch):
   def broken(*args, **kwargs):
     raise RuntimeError('a mistake of ours')
