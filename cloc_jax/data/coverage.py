@@ -106,6 +106,8 @@ def of_import(extra: Mapping) -> dict[str, str]:
     images = counts.get('images', {})
     dropped = {reason: row['count'] for reason, row in images.get('dropped', {}).items()}
     total = images.get('kept', 0) + sum(dropped.values()) + sum(r['count'] for r in images.get('repaired', {}).values())
+    if not total:
+      continue  # files that are read as they are: nothing was imported
     reasons = ', '.join(f'{count:,} {reason}' for reason, count in dropped.items())
     found[split] = f'{total - sum(dropped.values()):,} of {total:,} images of the source' + (
         f'; dropped: {reasons}' if reasons else '')

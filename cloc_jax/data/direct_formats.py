@@ -13,6 +13,7 @@ import numpy as np
 
 from cloc_jax.data.importers import coco
 from cloc_jax.data.importers import counts as counts_lib
+from cloc_jax.data.importers import engine
 from cloc_jax.data.importers import grit
 from cloc_jax.data.importers import images
 from cloc_jax.data.importers import json_stream
@@ -24,7 +25,6 @@ from cloc_jax.data.importers import webdataset
 
 _CHECKED = 1000  # images whose boxes are looked at when rows or archives are opened, whose tables hold none
 _CHECKED_ARCHIVES = 10
-_MOST_CATEGORIES = 20_000  # more are an open vocabulary, among which nobody recognises regions
 
 
 def _present(paths: Sequence[pathlib.Path | None], counts: counts_lib.Counts,
@@ -154,7 +154,7 @@ class Jsonl:
         categories.update(phrase.category for phrase in record.phrases)
     categories -= {''}
     table = RowTable(tuple(map(str, files)), *np.array(places, np.int64).reshape(-1, 4).T.copy(), paths,
-                     tuple(sorted(categories)) if len(categories) <= _MOST_CATEGORIES else ())
+                     tuple(sorted(categories)) if len(categories) <= engine.MOST_CATEGORIES else ())
     reader = _Rows(table, np.arange(len(places)), importer)
     chosen = _evenly(boxed, _CHECKED)
     for _ in records.examples((reader.record(i) for i in chosen), counts_lib.Counts(),

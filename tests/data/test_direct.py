@@ -187,6 +187,7 @@ def test_images_that_go_away_later_are_masked_counted_and_named(files, caplog):
   batches = list(pipeline.train_dataset(data, tokenizer=WordTokenizer(), batch_size=4, image_size=16, epochs=1))
   assert [int(b['stats']['corrupt_records']) for b in batches] == [2] and 'picture-6.png' in caplog.text
   report = validate.validate(data)
+  assert not report.coverage, 'nothing was imported of which a share could be told'
   assert not report.ok and report.findings['corrupt_records'].count == 2
 
 

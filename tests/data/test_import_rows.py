@@ -10,6 +10,7 @@ from painted_pictures import encode_png
 import pytest
 
 from cloc_jax import cli
+from cloc_jax.data import schema
 from cloc_jax.data import sources
 from cloc_jax.data.importers import engine
 from cloc_jax.data.importers import rows
@@ -123,3 +124,18 @@ def test_the_verb(make, tmp_path, capsys):
           'xywh pixels', '--out', tmp_path / 'out', '--workers', 1]
   assert cli.main([str(arg) for arg in argv]) == 0
   np.testing.assert_allclose(records(tmp_path / 'out')[0].regions[0].box, [0.1, 0.1, 0.5, 0.9], rtol=1e-6)
+
+
+def test_the_classes_are_those_that_the_regions_name(make, tmp_path, monkeypatch):
+  """Without them nothing could be said of how well regions are recognised."""
+  region = lambda category: {'box': [0.1, 0.2, 0.5, 0.9], 'caption': f'a {category}', 'category': category}
+  items = [{'image': 'a.png', 'image_id': i, 'regions': [region(name) for name in names]}
+           for i, names in enumerate((['dog', 'cat'], ['dog', ''], ['bird']))]
+  engine.run(make(items, images_per_shard=1), out=tmp_path / 'out', workers=2)
+  assert schema.read_meta(tmp_path / 'out').categories == ('bird', 'cat', 'dog')
+  assert schema.read_meta(tmp_path / 'out').categories == sources.read_meta(
+      f'jsonl:{tmp_path / "rows.jsonl"},images={tmp_path / "img"}').categories
+  monkeypatch.setattr(engine, 'MOST_CATEGORIES', 2)
+  found = engine.run(make(items), out=tmp_path / 'many')
+  assert schema.read_meta(tmp_path / 'many').categories == ()
+  assert found['train'].examples('categories', 'noted', 'an open vocabulary: not listed') == ['more than 2']

@@ -23,9 +23,10 @@ from cloc_jax.data import storage
 from cloc_jax.data.importers import counts as counts_lib
 from cloc_jax.data.importers import progress as progress_lib
 
-LAYOUT = 1  # of the unfinished folder: raised when shards begun by an older version must not be mixed in
+LAYOUT = 2  # of the unfinished folder: raised when shards begun by an older version must not be mixed in
 _FINGERPRINT = 'fingerprint.json'
 _NAMED = 10
+MOST_CATEGORIES = 20_000  # more are an open vocabulary, among which nobody recognises regions
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,6 +49,7 @@ class Importer:
   `meta` and `counts`) stays in the main process.
   """
   name: str  # the data set's name, see schema.DatasetMeta
+  gathers_categories = False  # the data set's classes are those that its regions name, MOST_CATEGORIES at most
 
   def arguments(self) -> dict[str, Any]:
     """All that decides what is written, as JSON can hold it; by default a dataclass's fields."""
@@ -133,7 +135,10 @@ def run(importer: Importer, *, out: str | os.PathLike, workers: int = 0, overwri
       counts[split].merge(found)
     for split, index, _ in jobs:
       counts[split].merge(_counts_of(done[split, index]))
-    _finish(folder, out, meta=importer.meta(), splits=splits, done=done, counts=counts)
+    meta = importer.meta()
+    if importer.gathers_categories:
+      meta = _with_categories(meta, {name for sidecar in done.values() for name in sidecar['categories']}, counts)
+    _finish(folder, out, meta=meta, splits=splits, done=done, counts=counts)
   shutil.rmtree(folder, ignore_errors=True)
   return counts
 
@@ -162,6 +167,14 @@ def _finish(folder, out, *, meta, splits, done, counts):
     shutil.rmtree(scratch, ignore_errors=True)
 
 
+def _with_categories(meta, names, counts):
+  if len(names) <= MOST_CATEGORIES:
+    return dataclasses.replace(meta, categories=tuple(sorted(names)))
+  for found in counts.values():
+    found.noted('categories', 'an open vocabulary: not listed', f'more than {MOST_CATEGORIES:,}')
+  return meta
+
+
 def _link(source, target):
   try:
     os.link(source, target)
@@ -182,6 +195,7 @@ def _do(importer, folder, split, index, task) -> dict:
   partial = shard.with_suffix('.tmp')
   report = counts_lib.Counts()
   records = num_bytes = 0
+  categories = set()
   writer = schema.shard_writer(partial)
   try:
     for example in importer.read(task, report):
@@ -189,9 +203,11 @@ def _do(importer, folder, split, index, task) -> dict:
       writer.write(record)
       records += 1
       num_bytes += len(record)
+      if importer.gathers_categories and len(categories) <= MOST_CATEGORIES:
+        categories.update(region.category for region in example.regions if region.category)
   finally:
     writer.close()
-  sidecar = {'label': task.label, 'records': records, 'bytes': num_bytes, 'file_bytes': partial.stat().st_size,
+  sidecar = {'label': task.label, 'categories': sorted(categories), 'records': records, 'bytes': num_bytes, 'file_bytes': partial.stat().st_size,
              'counts': report.to_json(), 'lost': [dataclasses.asdict(image) for image in report.lost]}
   partial.rename(shard)
   note = shard.with_suffix('.json.tmp')

@@ -78,6 +78,8 @@ class Rows(engine.Importer):
   trust_boxes: bool = False
   images_per_shard: int = 1024
 
+  gathers_categories = True
+
   def __post_init__(self):
     self.sources = records.check_splits(self.sources)
     if self.boxes not in box_conventions.CONVENTIONS:
