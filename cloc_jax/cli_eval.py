@@ -161,7 +161,7 @@ def _eval_imagefolder(encoder, args) -> int:
                         limit=args.limit, **about)
   print(f'\r{name}: {path}', file=sys.stderr)
   if about['other_files']:
-    print(f'{name}: {about["other_files"]} files are no images and were left out', file=sys.stderr)
+    print(f'{name}: {about["other_files"]} files are no images, or in no class folder, and were left out', file=sys.stderr)
   _say_coverage(name, evaluation.coverage)
   part = eval_report.Part(name, evaluation, data=args.task or '')
   if any(report.endswith('.html') for report in args.report):

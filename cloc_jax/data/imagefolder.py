@@ -14,6 +14,7 @@ from cloc_jax.data import transforms
 
 # As torchvision.datasets.folder.IMG_EXTENSIONS.
 EXTENSIONS = {'.jpg', '.jpeg', '.png', '.ppm', '.bmp', '.pgm', '.tif', '.tiff', '.webp'}
+_SPLITS = {'train', 'training', 'val', 'valid', 'validation', 'test', 'testing'}
 _THREADS = 8
 _log = logging.getLogger('cloc_jax.data')
 
@@ -28,7 +29,8 @@ class ClassList:
 
 @dataclasses.dataclass(frozen=True)
 class ImageFolder:
-  """paths: of the images, class by class, each class sorted. labels: (n,) int64. other_files: are no images.
+  """paths: of the images, class by class, each class sorted. labels: (n,) int64. other_files: are no images; or images
+  beside the classes' folders.
 
   expected: how many images the published set has; None where that is not known.
   """
@@ -61,6 +63,8 @@ def read_classes(root: str | os.PathLike, path: str | os.PathLike | None, *,
   folders = sorted(p.name for p in root.iterdir() if p.is_dir() and not p.name.startswith('.'))
   if not folders:
     raise ValueError(f'{root}: expected a folder for each class, found none')
+  if path is None and set(map(str.lower, folders)) <= _SPLITS:
+    raise ValueError(f'{root}: holds {folders}, which are splits and no classes: give one of these folders')
   content = {}
   if path is not None:
     try:
@@ -93,7 +97,8 @@ def find(root: str | os.PathLike, classes: ClassList, *, limit: int | None = Non
   Raises:
     ValueError: if there is no image.
   """
-  paths, labels, others = [], [], 0
+  paths, labels = [], []
+  others = sum(p.suffix.lower() in EXTENSIONS and p.is_file() for p in pathlib.Path(root).iterdir())
   for label, folder in enumerate(classes.folders):
     for path in sorted(p for p in (pathlib.Path(root) / folder).rglob('*') if p.is_file()):
       if path.suffix.lower() in EXTENSIONS:

@@ -49,6 +49,16 @@ def test_images_of_each_class_come_with_its_label(root):
   assert imagefolder.find(root, classes_of(root), limit=3).labels.tolist() == [0, 1, 2], 'spread over the classes'
 
 
+def test_images_beside_the_folders_are_counted_and_splits_are_no_classes(root, tmp_path):
+  Image.new('RGB', (4, 4)).save(root / 'stray.jpg')
+  assert imagefolder.find(root, classes_of(root)).other_files == 2
+  for name in ('train', 'val'):
+    (tmp_path / 'vtab' / name / 'cat').mkdir(parents=True)
+  with pytest.raises(ValueError, match=r"holds \['train', 'val'\], which are splits and no classes"):
+    classes_of(tmp_path / 'vtab')
+  assert classes_of(tmp_path / 'vtab', {'classes': {'train': 'a train', 'val': 'x'}}).names == ('a train', 'x')
+
+
 def test_what_is_wrong_is_named(root, tmp_path):
   with pytest.raises(FileNotFoundError, match='no such folder'):
     imagefolder.read_classes(root / 'absent', None, templates=('{}',))
