@@ -41,7 +41,7 @@ HEADLINES = (
 # (evaluator, direction) → the metric that counts the pool, and what is in it.
 _POOLS = {
     ('region_retrieval', 'r2t'): ('distinct_texts', 'texts'),
-    ('region_retrieval', 't2r'): ('pool', 'regions'),
+    ('region_retrieval', 't2r'): ('pool', 'boxes'),
     ('image_text_retrieval', 'i2t'): ('captions', 'captions'),
     ('image_text_retrieval', 't2i'): ('images', 'images'),
 }

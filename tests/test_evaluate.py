@@ -114,5 +114,5 @@ def test_the_pool_of_a_retrieval_stands_beside_its_figures():
   lost = evaluators.Coverage(images=998, of_images=1000)
   cells = [line.split('|')[2].strip() for line in evaluate.table({'val': metrics}, {'val': lost}).splitlines()[2:]]
   assert cells == ['50.0 (998 of 1,000 images)', '12.5 (998 of 1,000 images) among 678 texts',
-                   '50.0 (998 of 1,000 images) among 12,345 regions', '25.0 (998 of 1,000 images) among 5,000 captions',
+                   '50.0 (998 of 1,000 images) among 12,345 boxes', '25.0 (998 of 1,000 images) among 5,000 captions',
                    '75.0 (998 of 1,000 images) among 1,000 images']

@@ -12,7 +12,8 @@ class ProposalGrounding:
   The box whose embedding is most similar to the phrase's is the answer; it is compared as in Grounding, and yields the
   same names. Of boxes that are equally similar, the one that fits worst is taken: ties count against the model. Beside
   those:
-    proposals            boxes an image, mean over the phrases: chance is about one in so many
+    proposals            different boxes an image, mean over the phrases: chance is about one in so many. RefCOCO has
+                         a region for each sentence, and so the same box several times
     phrases_one_box      phrases of images with a single box, which any model answers rightly
     acc_iou50_choice     acc_iou50 of the other phrases alone
 
@@ -30,7 +31,8 @@ class ProposalGrounding:
   def run(self, predictions: Predictions):
     """Yields (name, value). Raises NothingToMeasure without region embeddings or phrases."""
     result = self.measure(predictions)
-    counts = np.bincount(predictions.region_image)[predictions.region_image[result.region]]
+    distinct, _ = ranking.distinct_boxes(predictions.region_image, predictions.boxes)
+    counts = np.bincount(predictions.region_image[distinct])[predictions.region_image[result.region]]
     choice = counts > 1
     values = {**grounding.figures(result, predictions), 'proposals': float(counts.mean()),
               'phrases_one_box': int((~choice).sum())}

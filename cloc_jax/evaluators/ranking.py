@@ -38,6 +38,23 @@ def distinct_texts(texts) -> tuple[np.ndarray, np.ndarray]:
   return np.asarray(first, np.int64), group
 
 
+def distinct_boxes(image, boxes) -> tuple[np.ndarray, np.ndarray]:
+  """Groups boxes of one image that are the same: RefCOCO has a region for each sentence, GRIT for each expression.
+
+  Args:
+    image: (n,) int. boxes: (n, 4).
+
+  Returns:
+    (first, group): as distinct_texts.
+  """
+  key = np.column_stack([np.asarray(image, np.float64), boxes])
+  _, first, group = np.unique(key, axis=0, return_index=True, return_inverse=True)
+  order = np.argsort(first)
+  number = np.empty(len(first), np.int64)
+  number[order] = np.arange(len(first))
+  return first[order], number[group.reshape(-1)]
+
+
 def ranks(z_query, *, z_pool, query, item) -> np.ndarray:
   """How many wrong items of the pool come before the best right one, for every query: right in the top k iff rank < k.
 

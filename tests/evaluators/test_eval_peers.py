@@ -133,7 +133,9 @@ def test_region_retrieval_agrees_with_torchmetrics_on_repeated_captions(make_pre
   named = [number[t.lower()] for t in texts[:90]]
   z_region = unit(np.concatenate([z_word[named] + 0.6 * rng.normal(size=(90, 8)), rng.normal(size=(5, 8))]))
   z_text = np.concatenate([z_word[named], z_word[:5]])
-  predictions = make_predictions(region_image=[0] * 95, region_captions=texts, z_region=z_region, z_region_text=z_text)
+  boxes = np.stack([np.arange(95) / 100, np.zeros(95), np.ones(95), np.ones(95)], 1)
+  predictions = make_predictions(region_image=[0] * 95, region_captions=texts, z_region=z_region, z_region_text=z_text,
+                                 boxes=boxes)
   got = dict(evaluators.RegionRetrieval().run(predictions))
   distinct = list(dict.fromkeys(named))
   right = np.array(named)[:, None] == np.array(distinct)[None]

@@ -20,6 +20,17 @@ def test_the_most_similar_box_of_the_same_image_answers(make_predictions):
   assert got['p/proposals'] == pytest.approx(9 / 5)
 
 
+def test_a_box_with_several_sentences_is_one_proposal(make_predictions):
+  eye = np.eye(8, dtype=np.float32)
+  left, right = [0, 0, .5, 1], [.5, 0, 1, 1]
+  predictions = make_predictions(
+      images=2, region_image=[0, 0, 0, 1, 1, 1], region_captions=list('abcdef'),
+      boxes=[left, left, left, left, left, right], z_region=eye[[0, 0, 0, 1, 1, 2]], z_region_text=eye[[0, 0, 0, 1, 2, 2]])
+  got = dict(ProposalGrounding().run(predictions))
+  assert (got['proposals'], got['phrases_one_box']) == (1.5, 3)
+  assert (got['acc_iou50'], got['acc_iou50_choice']) == (pytest.approx(5 / 6), pytest.approx(2 / 3))
+
+
 def test_a_tie_goes_to_the_worst_box(make_predictions):
   same = np.tile(np.eye(1, 8, dtype=np.float32), (2, 1))
   predictions = make_predictions(region_image=[0, 0], region_captions=['a', 'a'], z_region=same, z_region_text=same,

@@ -4,6 +4,36 @@ import pytest
 from cloc_jax.evaluators import NothingToMeasure, RegionRetrieval, ranking
 
 
+@pytest.fixture(name='make_predictions')
+def make_predictions_fixture(make_predictions):
+  """With a box of its own for each region, where the test names none."""
+  def make(*, region_image, boxes=None, **kw):
+    if boxes is None:
+      left = np.arange(len(region_image)) / 100
+      boxes = np.stack([left, 0 * left, left + 0.01, 0 * left + 1], 1)
+    return make_predictions(region_image=region_image, boxes=boxes, **kw)
+  return make
+
+
+def test_regions_of_one_box_are_one_answer(make_predictions):
+  """RefCOCO's three sentences of an object: told apart by nothing, they must not be each other's wrong answers."""
+  eye = np.eye(8, dtype=np.float32)
+  left, right = [0, 0, 0.5, 1], [0.5, 0, 1, 1]
+  kw = dict(images=2, region_image=[0, 0, 0, 0, 1], boxes=[left, left, right, left, left],
+            region_captions=['man', 'man in blue', 'dog', 'left one', 'cat'])
+  z_region, z_text = eye[[0, 0, 1, 0, 2]], eye[[0, 0, 1, 0, 2]]
+  got = dict(RegionRetrieval().run(make_predictions(z_region=z_region, z_region_text=z_text, **kw)))
+  assert (got['pool'], got['regions'], got['distinct_texts']) == (3, 5, 5)
+  assert got['r2t_r1'] == got['t2r_r1'] == got['t2r_distinct_r1'] == 1
+  # The second image's box lies at the same place, and is another box; it is taken for the first image's man.
+  got = dict(RegionRetrieval().run(make_predictions(z_region=eye[[0, 0, 1, 0, 0]], z_region_text=z_text, **kw)))
+  # Two of three boxes tie with all the man's texts, which are right for the first of them alone.
+  assert got['r2t_r1'] == pytest.approx(2 / 3)
+  assert got['t2r_r1'] == pytest.approx(1 / 5) and got['t2r_r5'] == 1
+  first = dict(RegionRetrieval(limit=1).run(make_predictions(z_region=z_region, z_region_text=z_text, **kw)))
+  assert (first['pool'], first['regions'], first['distinct_texts']) == (1, 3, 3), 'all texts of the first box'
+
+
 def test_perfect_and_shifted(make_predictions):
   eye = np.eye(12, dtype=np.float32)
   kw = dict(region_image=[0] * 12, region_captions=[f'thing {i}' for i in range(12)], z_region_text=eye)
