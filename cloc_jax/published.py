@@ -34,7 +34,7 @@ def rows(evaluation: evaluators.Evaluation, *, data: str, info: dict, split: str
   Args:
     data: as `data_of` or the name of an ImageNet task says; '' for data that nobody has published about.
     info: of the encoder (encoders.Encoder.info).
-    split: the name of the split, where the data have several.
+    split: the name of the split, where the data have several; '' where it is not known.
   """
   out = []
   for entry in _content()['figures']:
@@ -43,7 +43,7 @@ def rows(evaluation: evaluators.Evaluation, *, data: str, info: dict, split: str
     reasons = [entry['differs']] if 'differs' in entry else []
     if data != entry['data']:
       reasons.append("those are Karpathy's test images, which `cloc data import karpathy` reads")
-    elif entry.get('split', split) != {'validation': 'val'}.get(split, split):
+    elif split and entry.get('split', split) != ('val' if split.startswith('val') else split):
       reasons.append(f'split {split!r} here, {entry["split"]!r} there')
     images, captions = (evaluation.metrics.get(f'image_text_retrieval/{name}') for name in ('images', 'captions'))
     if entry['metric'].startswith('image_text_retrieval/') and captions is not None and captions != 5 * images:

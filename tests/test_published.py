@@ -61,6 +61,13 @@ def test_retrieval_may_be_compared_on_karpathys_test_images_alone():
   assert verdict('coco', 'val', images=5000, captions=25000).startswith("no: those are Karpathy's test images")
 
 
+def test_as_many_images_of_another_split_are_others():
+  full = evaluation({'region_recognition/macc': 0.5}, images=5000, of_images=5000)
+  of = lambda split: published.rows(full, data='coco', info={}, split=split)[0].verdict
+  assert of('val') == of('validation') == of('val2017') == 'yes'
+  assert of('train') == "no: split 'train' here, 'val' there"  # --limit 5000
+
+
 def test_the_splits_and_kinds_of_refcoco_are_told_apart():
   found = evaluation({'grounding_supplied/acc_iou50': 0.5})
   of = lambda data, split: [r.verdict for r in published.rows(found, data=data, info={}, split=split)]
