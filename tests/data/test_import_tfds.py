@@ -180,6 +180,15 @@ def test_what_is_wrong_is_named(tmp_path, settings, message):
     run(tmp_path / 'out', path, **settings)
 
 
+def test_categories_that_are_texts_become_the_classes(tmp_path):
+  features = {'image': f.Image(), 'objects': f.Sequence({'bbox': f.BBoxFeature(), 'kind': f.Text()})}
+  example = lambda *kinds: {'image': io.BytesIO(PNG), 'objects': [
+      {'bbox': f.BBox(*BOXES[0]), 'kind': kind} for kind in kinds]}
+  path = prepare(tmp_path / 'mine' / '1.0.0', features, {'train': [example('dog', 'bird'), example('cat')]}, shards=2)
+  run(tmp_path / 'out', path, fields=(('category', 'objects/kind'),))
+  assert schema.read_meta(tmp_path / 'out').categories == ('bird', 'cat', 'dog')
+
+
 def test_boxes_without_names(tmp_path):
   path = prepare(tmp_path / 'faces' / '1.0.0', {'image': f.Image(), 'objects': f.Sequence({'bbox': f.BBoxFeature()})},
                  {'train': [{'image': io.BytesIO(PNG), 'objects': [{'bbox': f.BBox(*BOXES[0])}]}]}, shards=1)

@@ -195,7 +195,7 @@ def _do(importer, folder, split, index, task) -> dict:
   partial = shard.with_suffix('.tmp')
   report = counts_lib.Counts()
   records = num_bytes = 0
-  categories = set()
+  gathers, categories = importer.gathers_categories, set()
   writer = schema.shard_writer(partial)
   try:
     for example in importer.read(task, report):
@@ -203,7 +203,7 @@ def _do(importer, folder, split, index, task) -> dict:
       writer.write(record)
       records += 1
       num_bytes += len(record)
-      if importer.gathers_categories and len(categories) <= MOST_CATEGORIES:
+      if gathers and len(categories) <= MOST_CATEGORIES:
         categories.update(region.category for region in example.regions if region.category)
   finally:
     writer.close()

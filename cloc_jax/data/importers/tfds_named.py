@@ -101,6 +101,11 @@ class Tfds(engine.Importer):
                           with_boxes=self.with_boxes)
     self._convention = self._convention_of(self._fields)
 
+  @property
+  def gathers_categories(self) -> bool:
+    """Where categories are texts, nobody lists them beforehand."""
+    return self._names() is None
+
   def files(self) -> list[str | os.PathLike]:
     found = [os.fspath(storage.path(self._folder) / schema.INFO_FILE)]
     return found + sorted({piece.path for tasks in self._pieces().values() for piece in tasks}) + (
