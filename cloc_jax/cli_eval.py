@@ -42,7 +42,7 @@ def add_verbs(verbs) -> None:
   evaluate.add_argument('--batch-size', type=int, default=64)
   evaluate.add_argument('--limit', type=int, help='the first so many images alone; so many, spread evenly, of an image '
                         'folder')
-  evaluate.add_argument('--pool-limit', type=int, help='the first so many regions alone, for region retrieval')
+  evaluate.add_argument('--pool-limit', type=int, help='the first so many boxes alone, for region retrieval')
   evaluate.add_argument('--region-embedding', choices=('model', 'prompter', 'roi', 'mask-pool', 'crop'),
                         help="model: its own region branch, a Prompter for one (default); roi, mask-pool: of its "
                              "patches (roi is the default for others' encoders); crop: cut every box out and encode it "
@@ -161,7 +161,8 @@ def _eval_imagefolder(encoder, args) -> int:
                         limit=args.limit, **about)
   print(f'\r{name}: {path}', file=sys.stderr)
   if about['other_files']:
-    print(f'{name}: {about["other_files"]} files are no images, or in no class folder, and were left out', file=sys.stderr)
+    print(f'{name}: {about["other_files"]} files are no images, or in no class folder, and were left out',
+          file=sys.stderr)
   _say_coverage(name, evaluation.coverage)
   part = eval_report.Part(name, evaluation, data=args.task or '')
   if any(report.endswith('.html') for report in args.report):

@@ -43,7 +43,7 @@ def rows(evaluation: evaluators.Evaluation, *, data: str, info: dict, split: str
     reasons = [entry['differs']] if 'differs' in entry else []
     if data != entry['data']:
       reasons.append("those are Karpathy's test images, which `cloc data import karpathy` reads")
-    elif split and entry.get('split', split) != ('val' if split.startswith('val') else split):
+    elif split and 'split' in entry and entry['split'] != ('val' if split.startswith('val') else split):
       reasons.append(f'split {split!r} here, {entry["split"]!r} there')
     images, captions = (evaluation.metrics.get(f'image_text_retrieval/{name}') for name in ('images', 'captions'))
     if entry['metric'].startswith('image_text_retrieval/') and captions is not None and captions != 5 * images:

@@ -65,6 +65,8 @@ def test_as_many_images_of_another_split_are_others():
   full = evaluation({'region_recognition/macc': 0.5}, images=5000, of_images=5000)
   of = lambda split: published.rows(full, data='coco', info={}, split=split)[0].verdict
   assert of('val') == of('validation') == of('val2017') == 'yes'
+  folder = evaluation({'zeroshot/top1': 0.5}, images=50000, of_images=50000)
+  assert published.rows(folder, data='imagenet', info={}, split='val_images')  # a folder's name is no split
   assert of('train') == "no: split 'train' here, 'val' there"  # --limit 5000
 
 
