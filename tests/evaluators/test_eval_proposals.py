@@ -25,7 +25,8 @@ def test_a_box_with_several_sentences_is_one_proposal(make_predictions):
   left, right = [0, 0, .5, 1], [.5, 0, 1, 1]
   predictions = make_predictions(
       images=2, region_image=[0, 0, 0, 1, 1, 1], region_captions=list('abcdef'),
-      boxes=[left, left, left, left, left, right], z_region=eye[[0, 0, 0, 1, 1, 2]], z_region_text=eye[[0, 0, 0, 1, 2, 2]])
+      boxes=[left, left, left, left, left, right], z_region=eye[[0, 0, 0, 1, 1, 2]],
+      z_region_text=eye[[0, 0, 0, 1, 2, 2]])
   got = dict(ProposalGrounding().run(predictions))
   assert (got['proposals'], got['phrases_one_box']) == (1.5, 3)
   assert (got['acc_iou50'], got['acc_iou50_choice']) == (pytest.approx(5 / 6), pytest.approx(2 / 3))

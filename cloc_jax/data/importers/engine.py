@@ -207,7 +207,8 @@ def _do(importer, folder, split, index, task) -> dict:
         categories.update(region.category for region in example.regions if region.category)
   finally:
     writer.close()
-  sidecar = {'label': task.label, 'categories': sorted(categories), 'records': records, 'bytes': num_bytes, 'file_bytes': partial.stat().st_size,
+  sidecar = {'label': task.label, 'categories': sorted(categories), 'records': records, 'bytes': num_bytes,
+             'file_bytes': partial.stat().st_size,
              'counts': report.to_json(), 'lost': [dataclasses.asdict(image) for image in report.lost]}
   partial.rename(shard)
   note = shard.with_suffix('.json.tmp')
