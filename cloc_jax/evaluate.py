@@ -118,6 +118,8 @@ def run_encoder(encoder: encoders.Encoder, *, path: str | os.PathLike, split: st
         _add_detections(evaluation, detector)
         _report_left_out(proposed, detector, where=os.fspath(proposals))
   evaluation = hosts.from_first(evaluation)
+  if evaluation.coverage.unusable:
+    _log.warning('%s: %d regions have no area, or no words; left out', split, evaluation.coverage.unusable)
   for what, why in evaluation.skipped.items():
     _log.info('%s: %s not measured: %s', split, what, why)
   return evaluation, predictions

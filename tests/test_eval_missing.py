@@ -45,6 +45,20 @@ def test_an_unreadable_image_stops_the_evaluation_and_is_named(damaged):
     evaluate.run_encoder(encoder(), path=damaged[0], split='val', batch_size=3)
 
 
+def test_regions_without_words_are_counted_and_a_category_is_enough_for_recognition(tmp_path, caplog):
+  whole = painted_example(0, regions=6)
+  first, *_ = colored = whole.regions
+  bare = dataclasses.replace(colored[1], caption=' ')  # its category stays
+  odd = (dataclasses.replace(colored[2], caption='', category=''), dataclasses.replace(colored[3], box=(.3, .2, .3, .8)))
+  path = write(tmp_path / 'bare', [dataclasses.replace(whole, regions=(first, bare, *odd, *colored[4:]))])
+  got, predictions = evaluate.run_encoder(encoder(), path=path, split='val', batch_size=3)
+  assert got.metrics['region_recognition/boxes'] == 4 and got.metrics['region_retrieval/pool'] == 3
+  assert predictions.region_captions[1] == '' and predictions.categories[1] == bare.category
+  assert got.coverage.unusable == 2 and got.coverage.complete and got.coverage.of_regions == 4
+  assert got.coverage.left_out == ('2 regions without an area or without words',)
+  assert '2 regions have no area, or no words' in caplog.text
+
+
 def test_figures_are_those_of_the_sound_images_and_say_so(damaged, tmp_path):
   path, examples = damaged
   got, predictions = evaluate.run_encoder(encoder(), path=path, split='val', batch_size=3, allow_missing=True)
@@ -63,7 +77,7 @@ def test_figures_are_those_of_the_sound_images_and_say_so(damaged, tmp_path):
   assert '(' not in ''.join(evaluate.table({'val': want.metrics}, {'val': want.coverage}).splitlines()[2:])
   back = json.loads(evaluate.write(got, tmp_path / 'val.json').read_text())
   assert back['coverage'] == {'images': 5, 'of_images': 7, 'regions': regions, 'of_regions': every,
-                              'unreadable': list(c.unreadable)}
+                              'unreadable': list(c.unreadable), 'unusable': 0}
 
 
 def test_a_record_that_cannot_be_read_counts_as_an_image(tmp_path, monkeypatch):

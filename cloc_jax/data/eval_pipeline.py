@@ -16,14 +16,15 @@ from cloc_jax.data import transforms
 
 @dataclasses.dataclass(frozen=True)
 class EvalExample:
-  """One image's ground truth. Unusable regions (no area, no caption) are out.
+  """One image's ground truth. Unusable regions (without area, or with neither caption nor category) are out.
 
   captions: of the whole image, empty ones left out.
   geometry: how the image was put on the canvas; maps boxes there and back.
   boxes: (n, 4) float32, xyxy normalised to the canvas.
-  region_captions, categories: n each; a category may be ''.
+  region_captions, categories: n each; one of the two may be ''.
   error: why the image is masked; '' for a sound one. Of a record that cannot be read, at most the number of
     its boxes is known beside.
+  unusable: how many regions are out.
   """
   image_id: str
   captions: tuple[str, ...]
@@ -32,6 +33,7 @@ class EvalExample:
   region_captions: tuple[str, ...]
   categories: tuple[str, ...]
   error: str = ''
+  unusable: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,11 +105,13 @@ class _PrepareEval(grain.transforms.Map):
       if self.on_error == 'raise':
         raise transforms.ImageError(f'{reason}; --allow-missing leaves such images out, and counts them') from reason
       error, geometry = str(reason), self._geometry(height, width)
-    usable = prepare.usable_regions(element)
+    usable = prepare.usable_regions(element, or_category=True)
     return canvas, EvalExample(
         image_id=element.image_id, captions=tuple(prepare.usable_captions(element)), geometry=geometry,
         boxes=geometry_lib.normalized_boxes_to_canvas(geometry, usable.boxes),
-        region_captions=tuple(usable.regions.captions), categories=tuple(usable.regions.categories), error=error)
+        region_captions=tuple(caption if caption.strip() else '' for caption in usable.regions.captions),
+        categories=tuple(usable.regions.categories), error=error,
+        unusable=len(element.regions) - len(usable.regions))
 
   def _geometry(self, height, width):
     return geometry_lib.resize_with_pad(height=height, width=width, canvas=self.image_size, pad=self.pad)

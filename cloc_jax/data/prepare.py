@@ -210,8 +210,12 @@ class UsableRegions:
   counts: dict[str, int]
 
 
-def usable_regions(example: schema.Example) -> UsableRegions:
+def usable_regions(example: schema.Example, *, or_category: bool = False) -> UsableRegions:
   """Leaves out regions without area or caption, and counts them.
+
+  Args:
+    example: the record.
+    or_category: a region without a caption stays if it has a category.
 
   Raises:
     ValueError: naming the record, if its boxes are not normalised xyxy.
@@ -222,7 +226,8 @@ def usable_regions(example: schema.Example) -> UsableRegions:
   box_lib.check_normalized(regions.boxes, where=f'record {example.image_id!r}')
   boxes, keep, found = box_lib.sanitize(regions.boxes)
   counts = {'boxes_dropped': found['inverted'] + found['empty'], 'boxes_clipped': found['clipped']}
-  worded = np.array([bool(caption.strip()) for caption in regions.captions])
+  worded = np.array([bool(caption.strip() or (or_category and category.strip()))
+                     for caption, category in zip(regions.captions, regions.categories)])
   counts['empty_region_captions'] = int((keep & ~worded).sum())
   kept = np.flatnonzero(keep & worded)
   return UsableRegions(boxes=boxes[kept], regions=regions.take(kept), counts=counts)

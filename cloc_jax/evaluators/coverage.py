@@ -11,12 +11,14 @@ class Coverage:
   """images of of_images, and regions of of_regions, were evaluated. unreadable: the first of the others, and why.
 
   Of a damaged record of a data set on disk nobody knows how many regions it had: it counts as an image alone.
+  unusable: regions without an area, or without any words; of_regions leaves them out.
   """
   images: int
   of_images: int
   regions: int = 0
   of_regions: int = 0
   unreadable: tuple[str, ...] = ()
+  unusable: int = 0
 
   @property
   def complete(self) -> bool:
@@ -26,8 +28,9 @@ class Coverage:
   def left_out(self) -> tuple[str, ...]:
     """What was not evaluated, for people: the named, and how many more there are."""
     more = self.of_images - self.images - len(self.unreadable)
-    others = f'{more:,} {"more " if self.unreadable else ""}images, not named'
-    return (*self.unreadable, others) if more > 0 else self.unreadable
+    others = (f'{more:,} {"more " if self.unreadable else ""}images, not named',) if more > 0 else ()
+    regions = (f'{self.unusable:,} regions without an area or without words',) if self.unusable else ()
+    return (*self.unreadable, *others, *regions)
 
   def beside(self, metric: str) -> str:
     """What stands beside a figure of that name: ' (98 of 100 images)'; '' where nothing is missing."""
@@ -47,7 +50,8 @@ def total(counters: Sequence['Counter']) -> Coverage:
   count = lambda name: sum(getattr(counter.coverage, name) for counter in counters)
   named = sorted((place, host, why) for host, counter in enumerate(counters) for place, why in counter.unreadable)
   return Coverage(images=count('images'), of_images=count('of_images'), regions=count('regions'),
-                  of_regions=count('of_regions'), unreadable=tuple(why for _, _, why in named[:NAMED]))
+                  of_regions=count('of_regions'), unreadable=tuple(why for _, _, why in named[:NAMED]),
+                  unusable=count('unusable'))
 
 
 class Counter:
@@ -59,7 +63,7 @@ class Counter:
 
   def __init__(self, *, lost_images: int = 0, lost_regions: int = 0):
     self._images, self._regions = [0, lost_images], [0, lost_regions]  # evaluated, not
-    self._seen = 0
+    self._seen = self._unusable = 0
     self.unreadable: list[tuple[int, str]] = []  # (place among this host's images, why) of the first
 
   def __call__(self, batches):
@@ -67,6 +71,7 @@ class Counter:
       for example, valid in zip(batch.examples, batch.image_mask):
         self._images[not valid] += 1
         self._regions[not valid] += len(example.boxes)
+        self._unusable += example.unusable
         if not valid and len(self.unreadable) < NAMED:
           self.unreadable.append((self._seen, example.error))
         self._seen += 1
@@ -76,7 +81,8 @@ class Counter:
   def coverage(self) -> Coverage:
     """So far."""
     return Coverage(images=self._images[0], of_images=sum(self._images), regions=self._regions[0],
-                    of_regions=sum(self._regions), unreadable=tuple(why for _, why in self.unreadable))
+                    of_regions=sum(self._regions), unreadable=tuple(why for _, why in self.unreadable),
+                    unusable=self._unusable)
 
 
 def lost_in_import(meta, split: str) -> tuple[int, int]:
