@@ -2,23 +2,41 @@
 
 Strict: an operation that would silently add axes to an operand is an error, and so (pytest.ini) is every warning.
 """
+import gc
 import os
 import pathlib
 
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')  # before jax is imported; set it to run these tests elsewhere
 # Tests compile hundreds of tiny programs and run each a few times: LLVM's optimizer would cost more than all the rest.
 os.environ.setdefault('XLA_FLAGS', '--xla_backend_optimization_level=0')
+# Products of tiny matrices: torch's threads would wait for one another, and for those of the other workers.
+os.environ.setdefault('OMP_NUM_THREADS', '1')
 
 import jax  # noqa: E402
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 
+# Tracing makes and drops small objects by the million, among millions that stay: to look for cycles takes long here.
+gc.set_threshold(50_000, 20, 100)
 jax.config.update('jax_num_cpu_devices', 8)
 jax.config.update('jax_numpy_rank_promotion', 'raise')
 
 VOCABULARY = 29
 EOS = 1
 IMAGE_SIZE = 16
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config):
+  """--dist loadfile gives out files in the order below, not those with most tests first."""
+  config.option.loadscopereorder = False
+
+
+def pytest_collection_modifyitems(config, items):
+  """For several workers, files with slow tests come first: none of them is left for a worker alone at the end."""
+  if hasattr(config, 'workerinput'):
+    slow = {item.path for item in items if item.get_closest_marker('slow')}
+    items.sort(key=lambda item: item.path not in slow)
 
 
 @pytest.fixture(name='coco_mini', scope='session')
