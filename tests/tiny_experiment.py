@@ -1,13 +1,16 @@
 """A run of seconds: an experiment file (`--config tests/tiny_experiment.py:DATASET`), its data, and real processes.
 
-The data set, the compilation cache and the finished run are made once a test session, whoever asks first.
+The data set and the finished run are made once a test session, by the worker (pytest-xdist) that asks first. Each worker
+has a compilation cache of its own, since JAX's is not made for two that write at once; it begins with that of the run.
 """
 import contextlib
 import dataclasses
+import fcntl
 import functools
 import json
 import os
 import pathlib
+import shutil
 import subprocess
 import sys
 import time
@@ -40,13 +43,24 @@ def get_config(arg=''):
   return config
 
 
+@contextlib.contextmanager
+def _shared(base: pathlib.Path):
+  """The folder of all workers of a session, one of them at a time."""
+  folder = base.parent if 'PYTEST_XDIST_WORKER' in os.environ else base
+  with open(folder / 'tiny.lock', 'w') as lock:
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    yield folder
+
+
 @functools.cache
 def data(base: pathlib.Path) -> pathlib.Path:
   """The drawn data set of a session; `base` is tmp_path_factory.getbasetemp()."""
   from cloc_jax.data import scenes
-  path = base / 'tiny-scenes'
-  scenes.write_scenes(path, num_train=COUNTS['train'], num_val=COUNTS['val'], num_unseen=COUNTS['unseen'],
-                      size=32, seed=3, encoding='png')
+  with _shared(base) as folder:
+    path = folder / 'tiny-scenes'
+    if not path.exists():  # it has this name when it is complete
+      scenes.write_scenes(path, num_train=COUNTS['train'], num_val=COUNTS['val'], num_unseen=COUNTS['unseen'],
+                          size=32, seed=3, encoding='png')
   return path
 
 
@@ -136,8 +150,14 @@ class Run:
 
 @functools.cache
 def run(base: pathlib.Path) -> Run:
-  """One undisturbed run through the real entry point, with an evaluation at its end."""
-  workdir = base / 'tiny-run'
-  process = start('train', '--config', f'{CONFIG}:{data(base)}', '--workdir', workdir,
-                  "--config.evals.splits=('val','unseen')", base=base)
-  return Run(workdir, data(base), finish(process))
+  """One undisturbed run through the real entry point, with an evaluation at its end. Nobody writes into its folder."""
+  path = data(base)
+  with _shared(base) as folder:
+    workdir, said = folder / 'tiny-run', folder / 'tiny-run.json'
+    if not said.exists():
+      finished = finish(start('train', '--config', f'{CONFIG}:{path}', '--workdir', workdir,
+                              "--config.evals.splits=('val','unseen')", base=folder))
+      said.write_text(json.dumps(dataclasses.asdict(finished)))
+    if folder != base:
+      shutil.copytree(folder / 'compiled', base / 'compiled', dirs_exist_ok=True)
+  return Run(workdir, path, Finished(**json.loads(said.read_text())))
