@@ -387,7 +387,8 @@ def _state(model, tx, data: DataOptions, keeper, *, mesh, rules, options: TrainO
   abstract = jax.tree.map(lambda s, d: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=d), shapes, shardings)
   found = keeper.restore_latest(abstract)
   if found is None:
-    state, shardings = train_step.init_state(model, tx, batch, mesh=mesh, rules=rules, seed=options.seed, ema=ema)
+    state, _ = train_step.init_state(
+        model, tx, batch, mesh=mesh, rules=rules, seed=options.seed, ema=ema, shapes=shapes)
     if init is None:
       return state, shardings, 0, None
     flat, report = initialize.load_params(init, shapes.params, parts=parts)

@@ -35,12 +35,13 @@ def _init(model, tx, key, batch, ema):
 
 
 def init_state(model: Cloc, tx: optax.GradientTransformation, batch: Batch, *, mesh: Mesh,
-               rules: Sequence[tuple[str, str]], seed: int, ema: bool = False) -> tuple[TrainState, Any]:
+               rules: Sequence[tuple[str, str]], seed: int, ema: bool = False,
+               shapes: TrainState | None = None) -> tuple[TrainState, Any]:
   """Initialises the state directly where it will live. Returns (state, its shardings).
 
-  The same seed gives the same parameters on any mesh.
+  The same seed gives the same parameters on any mesh. `shapes`, from abstract_state, spares tracing the model again.
   """
-  shapes = abstract_state(model, tx, batch, ema=ema)
+  shapes = abstract_state(model, tx, batch, ema=ema) if shapes is None else shapes
   shardings = state_sharding(shapes, mesh=mesh, rules=rules)
   # Shapes alone matter to init; two images are enough and no real batch is kept alive.
   example = jax.tree.map(lambda x: jnp.zeros((min(2, x.shape[0]), *x.shape[1:]), x.dtype), batch)
