@@ -48,7 +48,8 @@ def main(argv=None) -> int:
 
 def _is_for_user(error) -> bool:
   from cloc_jax.checkpoint import CheckpointError
-  return isinstance(error, (*_USER_ERRORS, CheckpointError, FloatingPointError))
+  from cloc_jax.data.storage import StorageError
+  return isinstance(error, (*_USER_ERRORS, CheckpointError, StorageError, FloatingPointError))
 
 
 def _parser() -> argparse.ArgumentParser:

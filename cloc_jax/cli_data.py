@@ -34,6 +34,15 @@ def add_verbs(verbs) -> None:
 
   cli_import.add_verbs(verbs)
 
+  copy = verbs.add_parser(
+      'copy', help='copy a finished data set to or from a store',
+      description='Copies a data set between folders and URLs (gs://, s3://, …), several files at a time; the same '
+                  'command goes on where it was interrupted. Sizes are compared, and records counted on a disk.')
+  copy.add_argument('source', metavar='SRC')
+  copy.add_argument('target', metavar='DST', help='the data set itself, not the folder to put it in')
+  _add_overwrite(copy)
+  copy.set_defaults(run=_copy)
+
   inspect = verbs.add_parser('inspect', help='draw examples as the model sees them',
                              description='An HTML gallery with boxes and captions drawn after the training transforms.')
   inspect.add_argument('path', metavar='DATASET')
@@ -95,6 +104,19 @@ def _scenes(args) -> int:
   return 0
 
 
+def _copy(args) -> int:
+  from cloc_jax.data import copies, location
+  try:
+    with location.shown(args.source, args.target) as progress:
+      done = copies.copy(args.source, args.target, overwrite=args.overwrite, progress=progress)
+  except KeyboardInterrupt:
+    print(f'interrupted; the same command goes on with what is in {args.target}', file=sys.stderr)
+    return 130
+  print(f'{args.target}: {done.files} files, {done.bytes / 2**20:,.1f} MiB'
+        + (f'; {done.kept} of them were there' if done.kept else ''))
+  return 0
+
+
 def _inspect(args) -> int:
   from cloc_jax.data import inspect_html, transforms
   crop = None if args.crop is None else transforms.Crop(scale=(args.crop, 1.0))
@@ -116,6 +138,7 @@ def _mix(args) -> int:
     from cloc_jax import train_options
     config = config_lib.override(config_lib.load(args.config), args.assignments)
     data = config_lib.call(train_options.DataOptions, config['data'], name='data')
+    data.use_cache()
     options = config_lib.call(train_options.TrainOptions, config['train'], name='train')
     parts, seed, batch_size = data.parts(), options.seed, batch_size or data.batch_size
     size = None if data.mixture else mixture.sizes(parts)[0]

@@ -61,6 +61,7 @@ class Step:
     config = initialize.resolve(config, init)
     self.where = where
     self.data = config_lib.call(train.DataOptions, config['data'], name='data')
+    self.data.use_cache()
     self.options = config_lib.call(train.TrainOptions, config['train'], name='train')
     self.loss = config_lib.plain(config['loss'])
     self.mesh_section = dict(config_lib.plain(config['mesh']))

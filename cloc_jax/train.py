@@ -10,7 +10,6 @@ import logging
 import math
 import os
 import pathlib
-import re
 import signal
 import time
 
@@ -23,7 +22,7 @@ from cloc_jax import trees
 from cloc_jax import config as config_lib
 from cloc_jax import metrics as metrics_lib
 from cloc_jax.data import mixture as mixture_lib
-from cloc_jax.data import pipeline, spec
+from cloc_jax.data import pipeline, spec, storage
 from cloc_jax.data import tokenizer as tokenizer_lib
 from cloc_jax.train_options import CheckpointOptions, DataOptions, EvalOptions, TrainOptions
 
@@ -74,10 +73,10 @@ def train(config, *, workdir: str | os.PathLike, quiet: bool = False) -> Result:
   data = config_lib.call(DataOptions, config['data'], name='data')
   evals = config_lib.call(EvalOptions, config['evals'], name='evals')
   saving = config_lib.call(CheckpointOptions, config['checkpoint'], name='checkpoint')
-  for what, path in (('workdir', workdir), ('config.data.path', data.path), ('config.evals.path', evals.path)):
-    if isinstance(path, (str, os.PathLike)) and re.match('[a-z0-9]+://', os.fspath(path)):
-      raise ValueError(f'{what}: {path} is in an object store, and this project reads and writes mounted folders alone; '
-                       'mount the bucket (gcsfuse, mountpoint-s3) and give the folder')
+  if storage.is_url(workdir):
+    raise ValueError(f'workdir: {workdir} is in an object store, and runs are written to mounted folders alone; mount the '
+                     'bucket (gcsfuse, mountpoint-s3) and give the folder')
+  data.use_cache()
   workdir = pathlib.Path(workdir)
   checkpoint.check_writable(workdir)
   mesh_section = dict(config_lib.plain(config['mesh']))

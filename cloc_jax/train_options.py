@@ -6,7 +6,7 @@ from typing import Any
 from cloc_jax import config as config_lib
 from cloc_jax.batch import Batch, abstract_batch
 from cloc_jax.data import mixture as mixture_lib
-from cloc_jax.data import spec, transforms
+from cloc_jax.data import location, spec, transforms
 from cloc_jax.models import flops
 
 
@@ -58,7 +58,7 @@ class DataOptions:
   (of config.model.init). Sizes of None are the init's.
 
   path: see data/sources.open_source; or mixture: {name: {path, split, weight, captions}}, see data/mixture.Part.
-  crop: fields of transforms.Crop; None for whole images.
+  crop: fields of transforms.Crop; None for whole images. cache: a folder for copies of data sets that lie in stores.
   """
   batch_size: int
   image_size: int
@@ -77,6 +77,7 @@ class DataOptions:
   captions: str | Sequence[float] = 'random'
   crop: Mapping[str, Any] | None = None
   shuffle: bool = True
+  cache: str | None = None
 
   def parts(self) -> tuple[mixture_lib.Part, ...]:
     """What is trained on: the mixture's parts, or the one data set.
@@ -90,6 +91,11 @@ class DataOptions:
     if self.mixture is None:
       return (mixture_lib.Part('', self.path, split=self.split, captions=self.captions),)
     return mixture_lib.parts(self.mixture)
+
+  def use_cache(self) -> None:
+    """Makes the section's `cache`, if it has one, that of this process (see data/location.py)."""
+    if self.cache is not None:
+      location.use_cache(self.cache)
 
   def random_crop(self) -> transforms.Crop | None:
     """The section's `crop`."""

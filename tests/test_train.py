@@ -336,13 +336,14 @@ def test_bad_records_can_be_made_to_stop_the_run(bad_data, config, tmp_path):
     train.train(config, workdir=tmp_path, quiet=True)
 
 
-@pytest.mark.parametrize('what', ['workdir', 'config.data.path'])
-def test_object_stores_are_refused_by_name(what, config, tmp_path):
+def test_object_stores_are_refused_by_name(config, tmp_path, monkeypatch):
+  monkeypatch.delenv('CLOC_DATA_CACHE', raising=False)
   place = 'gs://bucket/folder'
-  if what == 'config.data.path':
-    config.data.path = place
-  with pytest.raises(ValueError, match=f'{what}: {place} is in an object store.*mount the bucket'):
-    train.train(config, workdir=place if what == 'workdir' else tmp_path, quiet=True)
+  with pytest.raises(ValueError, match=f'workdir: {place} is in an object store.*mount the bucket'):
+    train.train(config, workdir=place, quiet=True)
+  config.data.path = place
+  with pytest.raises(ValueError, match=f'{place}: data sets are read from a disk. Set data.cache .*cloc data copy'):
+    train.train(config, workdir=tmp_path, quiet=True)
 
 
 # --- options

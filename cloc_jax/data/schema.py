@@ -6,7 +6,6 @@ without this project, and `tfds.data_source` decodes its images. It is written h
 """
 from collections.abc import Callable, Iterable, Sequence
 import dataclasses
-import difflib
 import json
 import os
 import pathlib
@@ -20,17 +19,16 @@ import tensorflow_datasets as tfds
 from tensorflow_datasets.proto import tf_example_pb2
 
 from cloc_jax import boxes as box_lib
+from cloc_jax.data import copies
+from cloc_jax.data import location
 from cloc_jax.data import storage
 
 FORMAT = 1  # of the folder as a whole; raised when an older reader would misread it.
 VERSION = '1.0.0'  # the data set's own version, as TFDS asks for one.
 _META_KEY = 'cloc_jax'
 _META_FILE = 'metadata.json'  # TFDS's own file for a builder's metadata: a copy of the folder carries it.
-INFO_FILE = 'dataset_info.json'  # a folder with it is a data set
+INFO_FILE = copies.INFO_FILE
 _PROGRESS_EVERY = 256
-_WAYS = {'gs': 'Mount its bucket (gcsfuse --implicit-dirs BUCKET FOLDER) or copy it (gcloud storage cp -r URL FOLDER).',
-         's3': 'Mount its bucket (mount-s3 BUCKET FOLDER) or copy it (aws s3 cp --recursive URL FOLDER).'}
-_OTHER_WAY = 'Copy it there first.'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -272,7 +270,7 @@ def write_dataset(out_dir: str | os.PathLike, *, meta: DatasetMeta, splits: dict
     ValueError, TypeError: on a bad name, a split without examples, or an example that cannot be stored.
   """
   if storage.is_url(out_dir):
-    raise ValueError(f'{out_dir}: data sets are written to a disk; storage.upload copies one to a store')
+    raise ValueError(f'{out_dir}: data sets are written to a disk; `cloc data copy` copies them to a store')
   out = pathlib.Path(out_dir).expanduser().absolute()
   check_names(meta=meta, splits=splits)
   check_target(out, overwrite=overwrite)
@@ -298,7 +296,7 @@ def read_meta(path: str | os.PathLike) -> DatasetMeta:
     FileNotFoundError: if `path` is not a data set, naming what is near it.
     ValueError: if the folder was written by a newer, incompatible version.
   """
-  root = check_dataset_dir(path)
+  root = location.check_dataset_dir(path)
   info = json.loads((root / INFO_FILE).read_text())
   meta_path = root / _META_FILE
   stored = json.loads(meta_path.read_text()).get(_META_KEY, {}) if meta_path.exists() else {}
@@ -308,25 +306,6 @@ def read_meta(path: str | os.PathLike) -> DatasetMeta:
   return DatasetMeta(
       name=info['name'], description=info.get('description', ''), categories=tuple(stored.get('categories', ())),
       unseen_categories=tuple(stored.get('unseen_categories', ())), extra=stored.get('extra', {}), splits=splits)
-
-
-def check_dataset_dir(path: str | os.PathLike) -> pathlib.Path:
-  """Returns `path` if a data set lies there, else raises FileNotFoundError that names the nearest that does."""
-  if storage.is_url(path):
-    raise ValueError(f'{path}: data sets are read from a disk. {_WAYS.get(storage.path(path).scheme, _OTHER_WAY)}')
-  root = pathlib.Path(path).expanduser()
-  if (root / INFO_FILE).exists():
-    return root
-  if root.is_dir():
-    inside = sorted(str(p.parent) for p in root.glob(f'*/{INFO_FILE}'))
-    hint = f'it holds these data sets: {", ".join(inside)}' if inside else 'was its writing interrupted?'
-    raise FileNotFoundError(f'{root} is a folder, but not a data set (no {INFO_FILE} in it); {hint}')
-  if not root.parent.is_dir():
-    raise FileNotFoundError(f'no data set at {root}: not even the folder {root.parent} exists')
-  siblings = [p.name for p in root.parent.iterdir() if p.is_dir() and not p.name.startswith('.')]
-  near = difflib.get_close_matches(root.name, siblings, n=1, cutoff=0.3)
-  hint = f'did you mean {root.parent / near[0]}?' if near else f'{root.parent} holds {sorted(siblings) or "no folders"}'
-  raise FileNotFoundError(f'no data set at {root}; {hint}')
 
 
 def check_names(*, meta: DatasetMeta, splits: Iterable[str]) -> None:

@@ -10,6 +10,7 @@ import re
 from google.protobuf import message
 import tensorflow_datasets as tfds
 
+from cloc_jax.data import location
 from cloc_jax.data import schema
 from cloc_jax.data import spec as spec_lib
 from cloc_jax.data.importers import record_files
@@ -68,7 +69,7 @@ class RecordSource:
     """Opens a split.
 
     Args:
-      path: the data set's folder.
+      path: the data set's folder, or its URL (see location.check_dataset_dir).
       split: a split's name; TFDS's slices ('train[:100]', 'train[10%:]') and sums ('train+val') work too.
 
     Raises:
@@ -76,7 +77,7 @@ class RecordSource:
       ValueError: if it has no such split, if the split is empty, or if its records are not region-text records.
       FileNotFoundError: if files of the split are missing, naming them.
     """
-    self.path = os.fspath(schema.check_dataset_dir(path))
+    self.path = os.fspath(location.check_dataset_dir(path))
     self.split = split
     self._open()
 

@@ -15,6 +15,8 @@ import os
 import re
 from typing import Any
 
+from cloc_jax.data import storage
+
 # Format → its options, the main one first; those of _PATHS and _FILES are made absolute, _FILES may be several.
 _COCO = ('instances', 'images', 'panoptic', 'captions', 'stuff', 'trust_boxes', 'allow_missing', 'split')
 OPTIONS = {
@@ -111,7 +113,9 @@ def text(data: Data) -> str:
 def absolute(data: Data) -> str:
   """A text that names the same data set from anywhere on this machine."""
   spec = parse(data)
-  return os.path.realpath(os.path.expanduser(data)) if spec is None else str(spec)
+  if spec is not None or storage.is_url(data):
+    return text(data)
+  return os.path.realpath(os.path.expanduser(data))
 
 
 def short_name(data: Data) -> str:

@@ -3,11 +3,12 @@
 `path` gives a pathlib.Path for the first and a Remote for the others, which has the part of its interface that readers
 need. A Remote is read as a stream; nothing is copied to a disk.
 """
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 import contextlib
 import dataclasses
 import functools
 import hashlib
+import io
 import os
 import pathlib
 import re
@@ -19,6 +20,10 @@ _SCHEME = re.compile(r'([a-z][a-z0-9+.-]+)://', re.IGNORECASE)
 _WEB = ('http', 'https')
 _NEEDS = {'gs': 'gcsfs', 'gcs': 'gcsfs', 's3': 's3fs', 's3a': 's3fs', 'http': 'aiohttp', 'https': 'aiohttp'}
 _STATES = ('generation', 'ETag', 'etag', 'md5Hash', 'mtime', 'LastModified', 'updated', 'created')  # the first there is
+
+
+class StorageError(OSError):
+  """A store, a connection or a disk that failed; the message names the file."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,10 +78,12 @@ class Remote:
     return Remote(self.url.rstrip('/').rpartition('/')[0])
 
   def open(self, mode: str = 'rb', *, encoding: str | None = None, newline: str | None = None):
-    """As pathlib.Path.open; bytes are fetched as they are read."""
-    text = {} if 'b' in mode else {'encoding': encoding, 'newline': newline}
+    """As pathlib.Path.open, for reading; bytes are fetched as they are read, and errors then name the file too."""
+    if mode not in ('r', 'rt', 'rb'):
+      raise ValueError(f'{self.url}: opened with mode {mode!r}; files in a store are opened for reading')
     with naming(self.url):
-      return self._filesystem().open(self._key(), mode, **text)
+      file = io.BufferedReader(_Reader(self.url, self._filesystem().open(self._key(), 'rb')), 1 << 16)
+    return file if mode == 'rb' else io.TextIOWrapper(file, encoding=encoding, newline=newline)
 
   def read_bytes(self) -> bytes:
     """All of it in one request. Raises FileNotFoundError; OSError for whatever else the store says."""
@@ -101,16 +108,16 @@ class Remote:
     if self.scheme in _WEB:
       return
     with naming(self.url):
-      files = self._filesystem()
-      found = files.glob(f'{self._key().rstrip("/")}/{pattern}')
-    yield from (Remote(files.unstrip_protocol(key)) for key in sorted(found))
+      store = self._filesystem()
+      found = store.glob(f'{self._key().rstrip("/")}/{pattern}')
+    yield from (Remote(store.unstrip_protocol(key)) for key in sorted(found))
 
   def info(self) -> dict[str, Any]:
     """What the store says of it: size, type, and times or hashes under names of its own."""
     with naming(self.url):
-      files = self._filesystem()
-      files.invalidate_cache()
-      return files.info(self._key())
+      store = self._filesystem()
+      store.invalidate_cache()
+      return store.info(self._key())
 
   def backend(self) -> tuple[Any, str]:
     """(the fsspec file system, the key in it), for what is not offered here: writing, say. Errors: see `naming`."""
@@ -127,7 +134,50 @@ class Remote:
     return self._filesystem()._strip_protocol(self.url)
 
 
+class _Reader(io.RawIOBase):
+  """A store's open file whose errors name it."""
+
+  def __init__(self, url, file):
+    self._url, self._file = url, file
+    self.name = url
+
+  def readinto(self, buffer):
+    with naming(self._url):
+      data = self._file.read(len(buffer))
+    buffer[:len(data)] = data
+    return len(data)
+
+  def readall(self):
+    with naming(self._url):
+      return self._file.read()
+
+  def readable(self):
+    return True
+
+  def seekable(self):
+    return self._file.seekable()
+
+  def seek(self, offset, whence=io.SEEK_SET):
+    with naming(self._url):
+      return self._file.seek(offset, whence)
+
+  def tell(self):
+    return self._file.tell()
+
+  def close(self):
+    if not self.closed:
+      self._file.close()
+    super().close()
+
+
 Path = pathlib.Path | Remote
+
+
+@dataclasses.dataclass(frozen=True)
+class Entry:
+  """A file of a listing. size: bytes; state: see `state`."""
+  size: int
+  state: str
 
 
 def path(name: str | os.PathLike) -> Path:
@@ -163,14 +213,13 @@ def state(name: str | os.PathLike) -> str:
   """Size and time of change (or a store's hash) as text, 'missing' without a file: equal texts, an unchanged file."""
   where = path(name)
   try:
-    if not isinstance(where, Remote):
-      found = where.stat()
-      return f'{found.st_size} bytes, changed {found.st_mtime_ns}'
-    info = where.info()
-  except OSError:
+    return _of_info(where.info()).state if isinstance(where, Remote) else _of_stat(where.stat()).state
+  except FileNotFoundError:
     return 'missing'
-  mark = next((f', {key} {info[key]}' for key in _STATES if info.get(key)), '')
-  return f'{int(info.get("size") or 0)} bytes{mark}'
+  except OSError:
+    if isinstance(where, Remote):  # it may be there; a store that refuses or fails has not said
+      raise
+    return 'missing'
 
 
 def sha256(name: str | os.PathLike) -> str:
@@ -212,20 +261,28 @@ def walk(folder: Path) -> list[str]:
   Raises:
     ValueError: for a folder of a web server, which has no lists.
   """
-  found = []
   if isinstance(folder, Remote):
-    if folder.scheme in _WEB:
-      raise ValueError(f'{folder}: no such file, and web servers do not list folders: name the files')
-    with naming(folder.url):
-      files, key = folder.backend()
-      files.invalidate_cache()
-      found = [name[len(key.rstrip('/')):].lstrip('/') for name in files.find(key)]
-    return sorted(name for name in found if not any(part.startswith('.') for part in name.split('/')))
-  for where, folders, files in os.walk(folder):
+    return list(files(folder))
+  found = []
+  for where, folders, names in os.walk(folder):
     folders[:] = [name for name in folders if not name.startswith('.')]
     inside = os.path.relpath(where, folder).replace(os.sep, '/')
-    found += [name if inside == '.' else f'{inside}/{name}' for name in files if not name.startswith('.')]
+    found += [name if inside == '.' else f'{inside}/{name}' for name in names if not name.startswith('.')]
   return sorted(found)
+
+
+def files(folder: Path) -> dict[str, Entry]:
+  """What `walk` names, with sizes and states; a store is asked for its list once."""
+  if not isinstance(folder, Remote):
+    return {name: _of_stat((folder / name).stat()) for name in walk(folder)}
+  if folder.scheme in _WEB:
+    raise ValueError(f'{folder}: no such file, and web servers do not list folders: name the files')
+  with naming(folder.url):
+    store, key = folder.backend()
+    store.invalidate_cache()
+    found = {name[len(key.rstrip('/')):].lstrip('/'): info for name, info in store.find(key, detail=True).items()}
+  return {name: _of_info(info) for name, info in sorted(found.items())
+          if name and not any(part.startswith('.') for part in name.split('/'))}
 
 
 @contextlib.contextmanager
@@ -238,41 +295,20 @@ def local_copy(name: str | os.PathLike) -> Iterator[pathlib.Path]:
   with tempfile.TemporaryDirectory() as scratch:
     copy = pathlib.Path(scratch, where.name)
     with naming(where.url):
-      files, key = where.backend()
-      files.get_file(key, os.fspath(copy))
+      store, key = where.backend()
+      store.get_file(key, os.fspath(copy))
     yield copy
-
-
-def upload(folder: pathlib.Path, target: Remote, *, last: str, progress: Callable[[str], None] | None = None) -> None:
-  """Copies a folder's files to a store; `last` comes last, so that whoever sees it sees all.
-
-  Files that are there in the same size already are left: an upload that was interrupted goes on.
-
-  Raises:
-    OSError: naming the file, if what has arrived is not of the size that was sent.
-  """
-  names = sorted(p.name for p in folder.iterdir() if p.is_file() and p.name != last)
-  for name in [*names, last]:
-    source, there = folder / name, target / name
-    wanted = source.stat().st_size
-    if name == last or state(there) == 'missing' or size(there) != wanted:
-      with naming(there.url):
-        there._filesystem().put_file(os.fspath(source), there._key())
-      if size(there) != wanted:
-        raise OSError(f'{there}: {size(there)} bytes arrived of the {wanted} of {source}')
-    if progress:
-      progress(name)
 
 
 def remove_files(folder: Remote, *, first: str) -> None:
   """Removes the files of a folder, without those of folders in it; `first` before the others."""
-  files = folder._filesystem()
+  store = folder._filesystem()
   with naming(folder.url):
-    files.invalidate_cache()
-    names = [entry['name'] for entry in files.ls(folder._key(), detail=True) if entry['type'] == 'file']
+    store.invalidate_cache()
+    names = [entry['name'] for entry in store.ls(folder._key(), detail=True) if entry['type'] == 'file']
     for name in sorted(names, key=lambda name: not name.endswith(f'/{first}')):
-      files.rm_file(name)
-    files.invalidate_cache()
+      store.rm_file(name)
+    store.invalidate_cache()
 
 
 @functools.lru_cache(maxsize=None)
@@ -292,12 +328,28 @@ def _filesystem(scheme, host):
 
 @contextlib.contextmanager
 def naming(url):
-  """Whatever a store raises (each has errors of its own) becomes an OSError that names the file."""
+  """Whatever a store raises (each has errors of its own) becomes an OSError that names the file.
+
+  Raises:
+    FileNotFoundError, PermissionError: where the store says so. StorageError: all else.
+  """
   try:
     yield
-  except (OSError, ImportError, ValueError):  # FileNotFoundError and PermissionError are OSErrors, and speak
+  except (ImportError, ValueError, StorageError):
     raise
   except Exception as error:
-    if getattr(error, 'status', None) == 410:  # a web server's 'gone'; fsspec knows 404 only
+    if isinstance(error, FileNotFoundError) or getattr(error, 'status', None) == 410:  # 'gone'; fsspec knows 404 only
       raise FileNotFoundError(url) from error
-    raise OSError(f'{url}: {type(error).__name__}: {error}') from error
+    if isinstance(error, PermissionError):
+      raise PermissionError(f'{url}: the store denies access: {error}') from error
+    raise StorageError(f'{url}: {type(error).__name__}: {error}') from error
+
+
+def _of_stat(found):
+  return Entry(found.st_size, f'{found.st_size} bytes, changed {found.st_mtime_ns}')
+
+
+def _of_info(info):
+  count = int(info.get('size') or 0)
+  mark = next((f', {key} {info[key]}' for key in _STATES if info.get(key)), '')
+  return Entry(count, f'{count} bytes{mark}')

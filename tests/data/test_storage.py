@@ -179,8 +179,11 @@ def test_a_scheme_that_nobody_knows():
     storage.path('nonsense://a/b').exists()
 
 
-@pytest.mark.parametrize('url, way', [('gs://b/c', 'gcsfuse'), ('s3://b/c', 'mount-s3'), ('https://x/y', 'Copy it')])
-def test_finished_data_sets_are_read_from_a_disk(url, way, capsys):
+@pytest.mark.parametrize('url, way', [
+    ('gs://b/c', 'CLOC_DATA_CACHE.*cloc data copy gs://b/c FOLDER.*gcsfuse'),
+    ('s3://b/c', 'CLOC_DATA_CACHE.*cloc data copy s3://b/c FOLDER.*mount-s3'), ('https://x/y', 'fetch the folder')])
+def test_finished_data_sets_are_read_from_a_disk(url, way, capsys, monkeypatch):
+  monkeypatch.delenv('CLOC_DATA_CACHE', raising=False)
   with pytest.raises(ValueError, match=f'{url}: data sets are read from a disk.*{way}'):
     schema.read_meta(url)
   assert cli.main(['data', 'validate', url]) != 0
@@ -222,7 +225,7 @@ def test_an_upload_that_broke_off_goes_on_and_nobody_takes_it_for_whole(put, tmp
     sent.append(target)
     return put_file(self, source, target, **more)
   monkeypatch.setattr(kind, 'put_file', broken)
-  with pytest.raises(ConnectionError):
+  with pytest.raises(storage.StorageError, match='memory://.*/done/.*: ConnectionError: gone'):
     run_upload(root, tmp_path)
   assert not (root / 'done' / schema.INFO_FILE).exists()
   before = list(sent)

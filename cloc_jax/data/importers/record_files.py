@@ -51,6 +51,17 @@ def array_records(path: str, *, skip: int = 0, take: int | None = None) -> Itera
         reader.close()
 
 
+def count(path: str) -> int:
+  """Records of an ArrayRecord file on a disk, as its end says. Raises ValueError if it is none, or cut off."""
+  try:
+    reader = array_record_module.ArrayRecordReader(path, 'readahead_buffer_size:0')
+    found = reader.num_records()
+    reader.close()
+    return found
+  except (RuntimeError, OSError, IndexError) as error:
+    raise ValueError(f'{path} is no ArrayRecord file, or cut off: {error}') from error
+
+
 def tf_records(path: str, *, skip: int, take: int) -> Iterator[bytes]:
   """See `read`.
 

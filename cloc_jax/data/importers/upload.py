@@ -1,10 +1,12 @@
 """An import whose data set shall lie in a bucket: written to a disk, then copied, the file that makes it one last."""
+import contextlib
 import json
 import os
 import pathlib
 import shutil
-import sys
 
+from cloc_jax.data import copies
+from cloc_jax.data import location
 from cloc_jax.data import schema
 from cloc_jax.data import storage
 from cloc_jax.data.importers import counts as counts_lib
@@ -25,7 +27,7 @@ def run(importer: engine.Importer, *, out: str | os.PathLike, work: str | os.Pat
   Raises:
     ValueError: without `work`.
     FileExistsError: a data set is there already.
-    What engine.run and storage.upload raise.
+    What engine.run and copies.copy raise.
   """
   target = storage.path(out)
   if work is None:
@@ -45,8 +47,8 @@ def run(importer: engine.Importer, *, out: str | os.PathLike, work: str | os.Pat
     note.write_text(json.dumps(wanted))
   if old.exists():
     storage.remove_files(target, first=schema.INFO_FILE)
-  storage.upload(local, target, last=schema.INFO_FILE,
-                 progress=(lambda name: print(f'{target / name}', file=sys.stderr)) if progress else None)
+  with location.shown(local, target) if progress else contextlib.nullcontext() as shown:
+    copies.copy(local, target, progress=shown)
   shutil.rmtree(local)
   note.unlink()
   return counts
