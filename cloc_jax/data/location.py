@@ -15,12 +15,14 @@ import os
 import pathlib
 import shutil
 import sys
+import time
 
 from cloc_jax.data import copies
 from cloc_jax.data import storage
 
 CACHE = 'CLOC_DATA_CACHE'  # the environment's variable, which worker processes see too
 _MOUNTS = {'gs': 'gcsfuse --implicit-dirs BUCKET FOLDER', 's3': 'mount-s3 BUCKET FOLDER'}
+_SECONDS_BETWEEN_LINES = 30
 
 _log = logging.getLogger('cloc_jax.data')
 
@@ -111,18 +113,28 @@ def _alone(lock, *, what):
 
 @contextlib.contextmanager
 def shown(source, target):
-  """Gives copies.copy's `progress`: rate and ETA on stderr, on a terminal always, else every half minute."""
+  """Gives copies.copy's `progress`: rate and ETA on stderr, a bar on a terminal, else a line every half minute."""
   import tqdm
-  terminal = sys.stderr.isatty()
-  print(f'copying {source} to {target}', file=sys.stderr)
-  with tqdm.tqdm(unit='B', unit_scale=True, unit_divisor=1024, mininterval=0.1 if terminal else 30,
-                 leave=terminal) as bar:
-    def progress(done, total):
-      if bar.total is None:
-        bar.reset(total)
-        bar.initial = bar.n = done  # what was there does not count for the rate
-      bar.update(done - bar.n)
+  units = dict(unit='B', unit_scale=True, unit_divisor=1024)
+  bar, first, began, said = None, 0, 0.0, 0.0
+
+  def progress(done, total):
+    nonlocal bar, first, began, said
+    if bar is None:  # what is there already does not count for the rate
+      bar = tqdm.tqdm(total=total, initial=done, disable=not sys.stderr.isatty(), **units)
+      first, began, said = done, time.monotonic(), time.monotonic()
+      print(f'copying {source} to {target}: {(total - done) / 2**20:,.1f} MiB', file=sys.stderr)
+    bar.update(done - bar.n)
+    now = time.monotonic()
+    if bar.disable and now - said > _SECONDS_BETWEEN_LINES:
+      said = now
+      print(tqdm.tqdm.format_meter(done, total, now - began, initial=first, ncols=0, prefix=str(source), **units),
+            file=sys.stderr)
+  try:
     yield progress
+  finally:
+    if bar is not None:
+      bar.close()
 
 
 def _hash(text):

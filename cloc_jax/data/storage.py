@@ -339,7 +339,7 @@ def naming(url):
     raise
   except Exception as error:
     if isinstance(error, FileNotFoundError) or getattr(error, 'status', None) == 410:  # 'gone'; fsspec knows 404 only
-      raise FileNotFoundError(url) from error
+      raise FileNotFoundError(f'{url}: no such file, folder or bucket') from error
     if isinstance(error, PermissionError):
       raise PermissionError(f'{url}: the store denies access: {error}') from error
     raise StorageError(f'{url}: {type(error).__name__}: {error}') from error
