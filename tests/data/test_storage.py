@@ -27,6 +27,7 @@ from cloc_jax.data.importers import upload
 from cloc_jax.data.importers import webdataset
 
 fsspec = pytest.importorskip('fsspec')
+memory = pytest.importorskip('fsspec.implementations.memory')
 PNG = encode_png(np.zeros((40, 80, 3), np.uint8))
 
 
@@ -136,6 +137,30 @@ def test_a_store_that_fails_stops_the_import(put, tmp_path, monkeypatch):
   monkeypatch.setattr(fsspec.get_filesystem_class('memory'), 'cat_file', cat_file)
   with pytest.raises(OSError, match=r'memory://.*/images/1.png: Refused: quota'):
     import_coco(root, tmp_path / 'out', allow_missing=True)
+
+
+def test_a_connection_that_breaks_is_no_damaged_archive(put, tmp_path, monkeypatch):
+  """The archive is whole: what is wrong is the store, after some of it was read."""
+  put({'0.tar': tar_bytes(tmp_path / '0.tar')})
+  root, read = put({'1.tar': tar_bytes(tmp_path / '1.tar')}), memory.MemoryFile.read
+
+  def breaking(self, *size):
+    if self.path.endswith('1.tar') and self.tell():
+      raise RuntimeError('reset by peer')
+    return read(self, *size)
+  importer = webdataset.WebDataset(webdataset.TarsSource('train', tuple(storage.expand(f'{root}/*.tar'))))
+  with monkeypatch.context() as broken:
+    broken.setattr(memory.MemoryFile, 'read', breaking, raising=False)
+    with pytest.raises(storage.StorageError, match='memory://.*/1.tar: RuntimeError: reset by peer'):
+      engine.run(importer, out=tmp_path / 'out')
+  engine.run(importer, out=tmp_path / 'out')
+  assert len(records(tmp_path / 'out')) == 4
+
+
+def tar_bytes(path):
+  """An archive larger than what is read ahead of it."""
+  write_tar(path, members(0) | members(1) | {f'{1:09}.cls': bytes(500_000)})
+  return path.read_bytes()
 
 
 def test_state_tells_a_changed_file(put):

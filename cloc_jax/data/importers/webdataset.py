@@ -208,6 +208,8 @@ def _members(path, *, headers_only):
         yield key, extension, member, content
       if not tar.ended:
         raise ValueError(f'{path} is cut off or damaged after {last}; fetch it again')
+  except storage.StorageError:  # says nothing of the archive
+    raise
   except (tarfile.TarError, EOFError, OSError, zlib.error, lzma.LZMAError) as error:
     raise ValueError(f'{path} is cut off or damaged, in or after {last}: {error}; fetch it again') from error
 
