@@ -20,6 +20,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from cloc_jax.data import direct_formats as formats
+from cloc_jax.data import location
 from cloc_jax.data import schema
 from cloc_jax.data import sources
 from cloc_jax.data import spec as spec_lib
@@ -62,7 +63,8 @@ class DirectSource:
     return int(self._ends[-1])
 
   def __getitem__(self, index) -> schema.Example:
-    """Raises RecordError if the record cannot be read or its image is missing; IndexError beyond the end."""
+    """Raises RecordError if the record cannot be read or its image is missing; IndexError beyond the end; StorageError
+    if a store fails."""
     return self.read(index, counts_lib.Counts())
 
   def read(self, index, report: counts_lib.Counts) -> schema.Example:
@@ -78,6 +80,8 @@ class DirectSource:
       example = self._readers[name].read(place, report)
       if example is not None:
         schema.check_example(example)
+    except storage.StorageError:  # a store that fails says nothing of its records, which must not be masked
+      raise
     except (OSError, ValueError, TypeError) as error:
       raise sources.RecordError(f'{where}: {error}') from error
     if example is None:
@@ -120,14 +124,14 @@ def _opened(spec, fingerprint) -> _Opened:
   splits = spec.splits()
   made = formats.FORMATS[spec.format](spec, splits)
   kept = _kept_at(made.files(), fingerprint)
-  found = _load(kept, fingerprint, made.table)
+  found = None if kept is None else _load(kept, fingerprint, made.table)
   if found is None:
     began = time.monotonic()
     counts = {name: counts_lib.Counts() for name in splits}
     with progress_lib.shown(True):
       tables = made.build(counts)
     meta = made.meta(tables)
-    if time.monotonic() - began > _KEEP_SECONDS:
+    if kept is not None and time.monotonic() - began > _KEEP_SECONDS:
       _keep(kept, fingerprint, tables, meta, counts)
   else:
     tables, meta, counts = found
@@ -154,10 +158,12 @@ def _check_missing(counts, spec, split):
 # --- keeping tables: arrays in an .npz, everything else as JSON in one of them
 
 
-def _kept_at(files: Sequence[str | os.PathLike], fingerprint: str) -> pathlib.Path:
-  first = pathlib.Path(files[0])
+def _kept_at(files: Sequence[str | os.PathLike], fingerprint: str) -> pathlib.Path | None:
+  """Beside the first file; for a store's in the cache for data sets (location.py), nowhere without one."""
+  first = storage.path(files[0])
+  folder = os.environ.get(location.CACHE) if isinstance(first, storage.Remote) else first.parent
   name = hashlib.blake2b(json.loads(fingerprint)['spec'].encode(), digest_size=6).hexdigest()
-  return first.parent / f'.{first.name}.cloc-{name}.npz'
+  return pathlib.Path(folder, f'.{first.name}.cloc-{name}.npz') if folder else None
 
 
 def _keep(path, fingerprint, tables, meta, counts):
@@ -178,6 +184,7 @@ def _keep(path, fingerprint, tables, meta, counts):
   arrays['head'] = np.frombuffer(json.dumps(head).encode(), np.uint8)
   partial = path.with_name(f'{path.name}.{os.getpid()}.tmp')
   try:
+    path.parent.mkdir(parents=True, exist_ok=True)
     with open(partial, 'wb') as file:
       np.savez(file, **arrays)
     partial.replace(path)

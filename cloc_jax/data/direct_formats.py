@@ -7,10 +7,10 @@ A format has `files()`, whose change asks for a new table; `build(counts)` → {
 from collections.abc import Callable, Sequence
 import dataclasses
 import os
-import pathlib
 
 import numpy as np
 
+from cloc_jax.data import storage
 from cloc_jax.data.importers import coco
 from cloc_jax.data.importers import counts as counts_lib
 from cloc_jax.data.importers import engine
@@ -27,22 +27,21 @@ _CHECKED = 1000  # images whose boxes are looked at when rows or archives are op
 _CHECKED_ARCHIVES = 10
 
 
-def _present(paths: Sequence[pathlib.Path | None], counts: counts_lib.Counts,
+def _present(paths: Sequence[storage.Path | None], counts: counts_lib.Counts,
              annotated: Callable[[int], tuple[str, int, int]]) -> np.ndarray:
   """Indices of the files that are there; None is no file and always there. A folder is listed once.
+
+  Files on web servers, which have no lists, are taken for there.
 
   annotated: index → the image's id and its numbers of boxes and captions, which are counted where it is missing.
   """
   listed: dict[str, set[str]] = {}
   keep = []
   for i, path in enumerate(paths):
-    if path is not None:
+    if path is not None and not (isinstance(path, storage.Remote) and path.on_web):
       folder, name = os.path.split(path)
       if folder not in listed:
-        try:
-          listed[folder] = set(os.listdir(folder))
-        except OSError:
-          listed[folder] = set()
+        listed[folder] = _names(storage.path(folder))
       if name not in listed[folder]:
         counts.lost_image(str(path), 'missing', path=path)
         image_id, boxes, captions = annotated(i)
@@ -50,6 +49,15 @@ def _present(paths: Sequence[pathlib.Path | None], counts: counts_lib.Counts,
         continue
     keep.append(i)
   return np.array(keep, np.int64)
+
+
+def _names(folder):
+  if isinstance(folder, storage.Remote):
+    return set(storage.files(folder))
+  try:
+    return set(os.listdir(folder))
+  except OSError:
+    return set()
 
 
 def _evenly(values: Sequence[int], count: int) -> list[int]:
@@ -150,7 +158,7 @@ class Jsonl:
       for place, record in importer.places(path, images=source.images):
         boxed += [len(places)] if record.phrases else []
         places.append((number, place.begin, place.end, place.row))
-        paths.append(str(record.image) if isinstance(record.image, pathlib.Path) else '')
+        paths.append('' if isinstance(record.image, bytes) else str(record.image))
         categories.update(phrase.category for phrase in record.phrases)
     categories -= {''}
     table = RowTable(tuple(map(str, files)), *np.array(places, np.int64).reshape(-1, 4).T.copy(), paths,
@@ -158,7 +166,7 @@ class Jsonl:
     reader = _Rows(table, np.arange(len(places)), importer)
     chosen = _evenly(boxed, _CHECKED)
     for _ in records.examples((reader.record(i) for i in chosen), counts_lib.Counts(),
-                              where=', '.join(path.name for path in files), trust_boxes=importer.trust_boxes):
+                              where=', '.join(storage.path(path).name for path in files), trust_boxes=importer.trust_boxes):
       pass  # what is wanted is the check of all their boxes together
     return table
 
@@ -171,7 +179,7 @@ class Jsonl:
       record = everything.record(i)
       return record.image_id, len(record.phrases), len(record.captions)
     everything = self.reader(name, table, np.arange(len(table.paths)))
-    return _present([pathlib.Path(path) if path else None for path in (table.paths[i] for i in everything.keep)], counts,
+    return _present([storage.path(path) if path else None for path in (table.paths[i] for i in everything.keep)], counts,
                     annotated)
 
   def reader(self, name, table, keep):
@@ -190,7 +198,7 @@ class _Rows:
   def record(self, i) -> records.Record:
     i, t = int(self.keep[i]), self.table
     place = rows.Place(int(t.begin[i]), int(t.end[i]), int(t.row[i]))
-    return self.importer.record_at(pathlib.Path(t.files[t.file[i]]), place, images=self.importer.sources[0].images)
+    return self.importer.record_at(storage.path(t.files[t.file[i]]), place, images=self.importer.sources[0].images)
 
   def read(self, i, report):
     # One image's boxes are too few to tell conventions apart: many were looked at when the table was made.
@@ -267,7 +275,7 @@ class Tars:
     pictures = [i for i, name in enumerate(table.extensions) if name in webdataset.IMAGES]
     has = np.add.reduceat(np.isin(table.extension, pictures), table.first) if len(table.first) else np.zeros(0, int)
     for i in np.flatnonzero(has == 0):
-      archive = pathlib.Path(table.files[table.file[i]]).name
+      archive = storage.path(table.files[table.file[i]]).name
       counts.dropped('images', 'not in the archive', f'{archive}: {table.keys[i]}')
     return np.flatnonzero(has)
 
@@ -288,16 +296,19 @@ class _Tars:
   def sample(self, i) -> webdataset.Sample:
     i, t = int(self.keep[i]), self.table
     last, parts = t.first[i + 1] if i + 1 < len(t.first) else len(t.begin), {}
-    with open(t.files[t.file[i]], 'rb') as file:
-      for j in range(t.first[i], last):
-        file.seek(t.begin[j])
-        parts[t.extensions[t.extension[j]]] = data = file.read(t.size[j])
-        if len(data) != t.size[j]:
-          raise ValueError(f'{file.name} is shorter than it was when it was opened')
+    first, begin = t.first[i], int(t.begin[t.first[i]])
+    end = int(t.begin[last - 1] + t.size[last - 1])
+    with storage.open_range(t.files[t.file[i]], begin, end) as file:
+      data = file.read(end - begin)  # a sample's files stand together
+    if len(data) != end - begin:
+      raise ValueError(f'{t.files[t.file[i]]} is shorter than it was when it was opened')
+    for j in range(first, last):
+      at = int(t.begin[j]) - begin
+      parts[t.extensions[t.extension[j]]] = data[at:at + int(t.size[j])]
     return webdataset.Sample(t.keys[i], parts)
 
   def read(self, i, report):
-    path = pathlib.Path(self.table.files[self.table.file[self.keep[i]]])
+    path = storage.path(self.table.files[self.table.file[self.keep[i]]])
     return next(self.importer.examples([self.sample(i)], path, report), None)
 
 

@@ -40,12 +40,12 @@ def check_dataset_dir(path: str | os.PathLike) -> pathlib.Path:
     ValueError: a URL, and no cache is set. StorageError, PermissionError: it cannot be copied.
   """
   if storage.is_url(path):
-    scheme, cache = storage.path(path).scheme, os.environ.get(CACHE)
-    if scheme in ('http', 'https'):
+    where, cache = storage.path(path), os.environ.get(CACHE)
+    if where.on_web:
       raise ValueError(f'{path}: data sets are read from a disk, and web servers do not list the files to copy: fetch '
                        'the folder first')
     if not cache:
-      mount = f', or mount its bucket ({_MOUNTS[scheme]})' if scheme in _MOUNTS else ''
+      mount = f', or mount its bucket ({_MOUNTS[where.scheme]})' if where.scheme in _MOUNTS else ''
       raise ValueError(f'{path}: data sets are read from a disk. Set data.cache or ${CACHE} to a folder for copies, or '
                        f'copy it (cloc data copy {path} FOLDER){mount}.')
     return _cached(os.fspath(path).rstrip('/'), cache)

@@ -10,14 +10,13 @@ With {split} in the paths there is a split for every name that fits; else there 
 from collections.abc import Mapping
 import dataclasses
 import difflib
-import glob
 import os
 import re
 from typing import Any
 
 from cloc_jax.data import storage
 
-# Format → its options, the main one first; those of _PATHS and _FILES are made absolute, _FILES may be several.
+# Format → its options, the main one first; those of _PATHS and _FILES are made absolute or are URLs, _FILES may be several.
 _COCO = ('instances', 'images', 'panoptic', 'captions', 'stuff', 'trust_boxes', 'allow_missing', 'split')
 OPTIONS = {
     'coco': _COCO,
@@ -160,13 +159,10 @@ def _value(key, value, *, where):
     raise ValueError(f'{where}: {key}: expected one, got {value!r}')
   if not all(values):
     raise ValueError(f'{where}: {key} is empty')
-  if any('://' in v for v in values):
-    raise ValueError(f'{where}: {key}: files in an object store are not read as they are; import them, or mount the '
-                     'bucket and give the folder')
   if key in _PATHS:
     # Within a text, files are separated by commas.
     values = [part for v in values for part in (v.split(',') if key in _FILES else [v])]
-    values = [os.path.abspath(os.path.expanduser(v)) for v in values]
+    values = [v if storage.is_url(v) else os.path.abspath(os.path.expanduser(v)) for v in values]
   return ','.join(values)
 
 
@@ -176,7 +172,11 @@ def _fitting(pattern):
   regex = {'*': '[^/]*', '?': '[^/]'}
   escaped = lambda text: ''.join(regex.get(c, re.escape(c)) for c in text)
   wanted = escaped(first) + r'([A-Za-z]\w*?)' + r'\1'.join(escaped(part) for part in others)
-  for path in glob.glob(pattern.replace(_PLACEHOLDER, '*')):
+  try:
+    paths = storage.expand(pattern.replace(_PLACEHOLDER, '*'))
+  except FileNotFoundError:
+    return
+  for path in paths:
     found = re.fullmatch(wanted, path)
     if found:
       yield found[1]

@@ -18,12 +18,17 @@ import urllib.parse
 
 _SCHEME = re.compile(r'([a-z][a-z0-9+.-]+)://', re.IGNORECASE)
 _WEB = ('http', 'https')
+_ONE_REQUEST = 1 << 25  # bytes
 _NEEDS = {'gs': 'gcsfs', 'gcs': 'gcsfs', 's3': 's3fs', 's3a': 's3fs', 'http': 'aiohttp', 'https': 'aiohttp'}
 _STATES = ('generation', 'ETag', 'etag', 'md5Hash', 'mtime', 'LastModified', 'updated', 'created')  # the first there is
 
 
 class StorageError(OSError):
   """A store, a connection or a disk that failed; the message names the file."""
+
+
+class AccessDenied(StorageError, PermissionError):
+  """A store that does not let us."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,7 +44,7 @@ class Remote:
 
   def __truediv__(self, name) -> 'Remote':
     name = os.fspath(name)
-    if self.scheme in _WEB:
+    if self.on_web:
       name = urllib.parse.quote(name)
     return Remote(f'{self.url.rstrip("/")}/{name}')
 
@@ -57,8 +62,13 @@ class Remote:
     return _SCHEME.match(self.url).group(1).lower()
 
   @property
+  def on_web(self) -> bool:
+    """Whether it is on a web server, of whose folders there are no lists."""
+    return self.scheme in _WEB
+
+  @property
   def _pure(self):
-    parts = urllib.parse.urlsplit(self.url) if self.scheme in _WEB else None
+    parts = urllib.parse.urlsplit(self.url) if self.on_web else None
     return pathlib.PurePosixPath(parts.path if parts else self.url.split('://', 1)[1])
 
   @property
@@ -101,16 +111,16 @@ class Remote:
 
   def is_dir(self) -> bool:
     """Web servers do not tell: theirs are taken for granted."""
-    return self.scheme in _WEB or self._says('isdir')
+    return self.on_web or self._says('isdir')
 
   def glob(self, pattern: str) -> Iterator['Remote']:
     """What fits below this folder, sorted; nothing on web servers, which have no lists."""
-    if self.scheme in _WEB:
+    if self.on_web:
       return
     with naming(self.url):
-      store = self._filesystem()
-      found = store.glob(f'{self._key().rstrip("/")}/{pattern}')
-    yield from (Remote(store.unstrip_protocol(key)) for key in sorted(found))
+      key = self._key().rstrip('/')
+      found = self._filesystem().glob(f'{key}/{pattern}')
+    yield from (Remote(self.url.rstrip('/') + name[len(key):]) for name in sorted(found))  # spelt as this folder is
 
   def info(self) -> dict[str, Any]:
     """What the store says of it: size, type, and times or hashes under names of its own."""
@@ -203,6 +213,18 @@ def open_binary(name: str | os.PathLike) -> BinaryIO:
   return path(name).open('rb')
 
 
+def open_range(name: str | os.PathLike, begin: int, end: int) -> BinaryIO:
+  """A file opened at byte `begin`, to read up to `end`; of a store's file little is fetched in one request."""
+  where = path(name)
+  if isinstance(where, Remote) and not where.on_web and 0 < end - begin <= _ONE_REQUEST:
+    with naming(where.url):
+      store, key = where.backend()
+      return io.BytesIO(store.cat_file(key, start=begin, end=end))
+  file = where.open('rb')
+  file.seek(begin)
+  return file
+
+
 def size(name: str | os.PathLike) -> int:
   """Bytes; 0 where a web server does not say."""
   where = path(name)
@@ -243,7 +265,7 @@ def expand(pattern: str) -> list[str]:
     if not glob.has_magic(pattern) or os.path.exists(pattern):
       return [pattern]
     found = sorted(glob.glob(pattern))
-  elif Remote(pattern).scheme in _WEB or not glob.has_magic(pattern):  # '?' begins a query there
+  elif Remote(pattern).on_web or not glob.has_magic(pattern):  # '?' begins a query there
     return [pattern]
   else:
     base = re.split(r'[*?\[]', pattern)[0].rpartition('/')[0]
@@ -275,7 +297,7 @@ def files(folder: Path) -> dict[str, Entry]:
   """What `walk` names, with sizes and states; a store is asked for its list once."""
   if not isinstance(folder, Remote):
     return {name: _of_stat((folder / name).stat()) for name in walk(folder)}
-  if folder.scheme in _WEB:
+  if folder.on_web:
     raise ValueError(f'{folder}: no such file, and web servers do not list folders: name the files')
   with naming(folder.url):
     store, key = folder.backend()
@@ -331,7 +353,7 @@ def naming(url):
   """Whatever a store raises (each has errors of its own) becomes an OSError that names the file.
 
   Raises:
-    FileNotFoundError, PermissionError: where the store says so. StorageError: all else.
+    FileNotFoundError, AccessDenied: where the store says so. StorageError: all else.
   """
   try:
     yield
@@ -341,7 +363,7 @@ def naming(url):
     if isinstance(error, FileNotFoundError) or getattr(error, 'status', None) == 410:  # 'gone'; fsspec knows 404 only
       raise FileNotFoundError(f'{url}: no such file, folder or bucket') from error
     if isinstance(error, PermissionError):
-      raise PermissionError(f'{url}: the store denies access: {error}') from error
+      raise AccessDenied(f'{url}: the store denies access: {error}') from error
     raise StorageError(f'{url}: {type(error).__name__}: {error}') from error
 
 

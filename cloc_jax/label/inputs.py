@@ -221,6 +221,8 @@ def _files(unit):
 def _bytes(root, name):
   try:
     return (storage.path(root) / name).read_bytes()
+  except storage.StorageError:  # says nothing of the image
+    raise
   except OSError as error:
     return error
 

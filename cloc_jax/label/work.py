@@ -14,6 +14,7 @@ import time
 from typing import Any
 
 from cloc_jax.data import schema
+from cloc_jax.data import storage
 from cloc_jax.data import transforms
 from cloc_jax.label import cache as cache_lib
 from cloc_jax.label import inputs
@@ -87,6 +88,8 @@ def read(unit: inputs.Unit, index: int, *, shard_size: int, text_keys: Sequence[
           seen.add(ahead.image_id)
           shard.items.append(Item(ahead))
         ahead = None
+    except storage.StorageError:  # says nothing of the unit: the run ends, and goes on from what is done
+      raise
     except (ValueError, OSError) as error:
       ahead = None
       shard.failures.append(Failure(unit.label, 'source', f'what follows is lost: {error}'))

@@ -4,6 +4,7 @@ import http.server
 import json
 import os
 import pathlib
+import pickle
 import threading
 
 import numpy as np
@@ -16,7 +17,9 @@ from test_import_webdataset import records
 from test_import_webdataset import write_tar
 
 from cloc_jax import cli
+from cloc_jax.data import direct
 from cloc_jax.data import schema
+from cloc_jax.data import sources
 from cloc_jax.data import storage
 from cloc_jax.data.importers import coco
 from cloc_jax.data.importers import engine
@@ -213,6 +216,54 @@ def test_finished_data_sets_are_read_from_a_disk(url, way, capsys, monkeypatch):
     schema.read_meta(url)
   assert cli.main(['data', 'validate', url]) != 0
   assert 'read from a disk' in capsys.readouterr().err
+
+
+# --- reading as it is
+
+
+def test_reading_files_of_a_store_as_they_are(put, tmp_path, monkeypatch):
+  """The examples are those of the same files on a disk; one is one request, of no more than its own bytes."""
+  lines = b''.join(json.dumps({'image': f'images/{i}.png', 'caption': f'row {i}', 'regions': [
+      {'box': [0.1, 0.2, 0.5, 0.9], 'caption': 'a dog', 'category': 'dog'}]}).encode() + b'\n' for i in (1, 2))
+  content = coco_files() | {'rows_train.jsonl': lines, '0.tar': tar_bytes(tmp_path / 'x')}
+  root, asked = put(content), []
+  write(tmp_path, content)
+  cat_file, kind = fsspec.get_filesystem_class('memory').cat_file, fsspec.get_filesystem_class('memory')
+  monkeypatch.setattr(kind, 'cat_file', lambda self, name, start=None, end=None, **more: asked.append(
+      (name.rpartition('/')[2], (end or 0) - (start or 0))) or cat_file(self, name, start, end, **more))
+  for text in ('coco:images=ROOT/images,instances=ROOT/instances.json', 'webdataset:ROOT/*.tar',
+               'jsonl:ROOT/rows_{split}.jsonl'):
+    there, here = (sources.open_source(text.replace('ROOT', str(place)), split='train') for place in (root, tmp_path))
+    assert len(there) == len(here) == 2
+    assert sources.read_meta(text.replace('ROOT', str(root))).splits == {'train': 2}
+    asked.clear()
+    assert [there[i] for i in range(2)] == [here[i] for i in range(2)]
+    if 'webdataset' in text:
+      assert [name for name, _ in asked] == ['0.tar', '0.tar'] and asked[0][1] < 10_000
+    elif 'jsonl' in text:
+      assert asked == [('rows_train.jsonl', len(lines) // 2), ('1.png', 0), ('rows_train.jsonl', len(lines) // 2),
+                       ('2.png', 0)]
+  assert pickle.loads(pickle.dumps(there))[1] == here[1]
+  root.backend()[0].rm_file(f'{root.backend()[1]}/images/2.png')
+  with pytest.raises(FileNotFoundError, match='1 images are missing.*\n.*memory://.*/images/2.png'):
+    direct._opened.cache_clear()
+    sources.open_source(f'coco:images={root}/images,instances={root}/instances.json', split='train')
+  monkeypatch.setattr(kind, 'cat_file', lambda *_, **__: (_ for _ in ()).throw(RuntimeError('reset by peer')))
+  with pytest.raises(storage.StorageError, match='reset by peer'):  # nothing that training would mask
+    there[0]  # pylint: disable=pointless-statement
+
+
+def test_tables_of_a_store_are_kept_in_the_cache(put, tmp_path, monkeypatch):
+  root = put({'0.tar': tar_bytes(tmp_path / 'x.tar')})
+  monkeypatch.setenv('CLOC_DATA_CACHE', str(tmp_path / 'cache'))
+  monkeypatch.setattr(direct, '_KEEP_SECONDS', 0)
+  found = []
+  for _ in range(2):
+    direct._opened.cache_clear()
+    source = sources.open_source(f'webdataset:{root}/0.tar', split='train')
+    found.append([source[i] for i in range(len(source))])
+    monkeypatch.setattr(webdataset, 'members', lambda _: pytest.fail('read again'))
+  assert found[0] == found[1] and len(list((tmp_path / 'cache').glob('.0.tar.cloc-*.npz'))) == 1
 
 
 # --- writing to a store

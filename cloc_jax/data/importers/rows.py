@@ -117,7 +117,7 @@ class Rows(engine.Importer):
 
   def places(self, path: storage.Path, *, images: str | os.PathLike | None) -> Iterator[tuple[Place, records.Record]]:
     """Yields where each row of a JSONL file stands, and what it holds; `images` as in RowsSource."""
-    piece = self._piece(path, Place(0, path.stat().st_size, 1), images)
+    piece = self._piece(path, Place(0, storage.size(path), 1), images)
     for number, begin, end, row in _jsonl_rows(piece):
       yield Place(begin, end, number), self._record(row, number, piece, counts_lib.Counts())
 
@@ -208,8 +208,7 @@ def _cut_jsonl(path, size):
 
 def _jsonl_rows(piece):
   """Yields (number, first byte, last byte, row)."""
-  with storage.open_binary(piece.path) as file:
-    file.seek(piece.begin)
+  with storage.open_range(piece.path, piece.begin, piece.end) as file:
     end = piece.begin
     for number in itertools.count(piece.row):
       if end >= piece.end:
