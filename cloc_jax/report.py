@@ -10,7 +10,7 @@ from typing import Any
 from cloc_jax import boxes as box_lib
 from cloc_jax import charts, checkpoint, evaluate, inference, metrics, outcomes, page, sheet, trees
 from cloc_jax import config as config_lib
-from cloc_jax.data import mixture, sources, spec
+from cloc_jax.data import location, mixture, sources, spec
 from cloc_jax.evaluators.grounding import IOU_THRESHOLD
 
 _SEARCHED = 200  # images of a split among which the best and worst regions are looked for
@@ -100,6 +100,14 @@ class _Run:
     return f'{spec.text(data["path"])}, split {data.get("split", "train")}'
 
 
+def _load(workdir):
+  cloc = inference.load(workdir)
+  cache = cloc.info['config']['data'].get('cache')
+  if cache:  # the images of a data set in a store are in the copy that the run read
+    location.use_cache(cache)
+  return cloc
+
+
 def write(workdir: str | os.PathLike, *, out: str | os.PathLike | None = None, images: int = 12) -> pathlib.Path:
   """Writes the page. It needs no other file and no network.
 
@@ -144,7 +152,7 @@ def picture(workdir: str | os.PathLike, out: str | os.PathLike, *, split: str, i
     FileNotFoundError: without a checkpoint or the data set.
     ValueError: on an unknown split, or a model without a box head.
   """
-  cloc = inference.load(workdir)
+  cloc = _load(workdir)
   path = _Run(pathlib.Path(workdir), cloc, {}, {}).data_path
   evaluate.splits_to_evaluate(path, [split])
   outcome = outcomes.measure(cloc, path=path, split=split, limit=images)
@@ -168,7 +176,7 @@ def _read(workdir) -> _Run:
     raise FileNotFoundError(f'{workdir} holds no metrics (expected {workdir / "metrics.jsonl"}): expected the folder '
                             'of a run, as given to `cloc train`')
   evaluations = {}
-  cloc = inference.load(workdir)
+  cloc = _load(workdir)
   for path in sorted((workdir / 'evals').glob('*.json')):
     found = json.loads(path.read_text(encoding='utf-8'))
     evaluations[found.get('split', path.stem)] = found

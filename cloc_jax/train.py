@@ -367,7 +367,7 @@ def _check_batch_size(data: DataOptions, parts, sizes) -> None:
 
 def _dataset(data: DataOptions, *, tokenizer, seed, skip_examples):
   hosts = jax.process_count()
-  own = {k: v for k, v in vars(data).items() if k not in ('path', 'mixture', 'crop', 'tokenizer', 'batch_size')}
+  own = {k: v for k, v in vars(data).items() if k not in ('path', 'mixture', 'crop', 'tokenizer', 'batch_size', 'cache')}
   return pipeline.train_dataset(
       data.path, tokenizer=tokenizer, batch_size=data.batch_size // hosts, seed=seed, crop=data.random_crop(),
       process_index=jax.process_index(), process_count=hosts, skip_examples=skip_examples,

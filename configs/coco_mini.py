@@ -9,7 +9,8 @@ def get_config(arg=''):
   config = ml_collections.ConfigDict()
   config.data = dict(
       path=arg or 'runs/coco_mini/data', split='train', batch_size=16, image_size=112, tokenizer='train:2048',
-      text_length=32, region_text_length=8, regions_per_image=4, pad='center', flip=True, num_workers=0)
+      text_length=32, region_text_length=8, regions_per_image=4, pad='center', flip=True, num_workers=0,
+      cache=None)
   config.model = dict(
       image=dict(variant='mu/14', width=128, depth=3, heads=4, pool='tok', posemb='sincos2d', unroll=4),
       text=dict(variant='mu', width=64, depth=2, heads=2, pool='eos', unroll=4),

@@ -15,7 +15,8 @@ def get_config(arg=''):
   its_own = lambda: ml_collections.config_dict.placeholder(int)  # one alone would be one value in three places
   config.data = dict(
       path=data or 'data/region_text', split='train', batch_size=256, image_size=its_own(), tokenizer='init',
-      text_length=its_own(), region_text_length=its_own(), regions_per_image=4, pad='center', flip=False, num_workers=8)
+      text_length=its_own(), region_text_length=its_own(), regions_per_image=4, pad='center', flip=False, num_workers=8,
+      cache=None)
   # No matmul result of a frozen tower is kept for a backward pass, so there is nothing to recompute.
   config.model = dict(
       init=init, init_parts='both',

@@ -13,7 +13,7 @@ def pretraining(*, image: str, image_size: int, text: str, embed_dim: int, regio
       path=arg or 'data/region_text', split='train', batch_size=32_768, image_size=image_size,
       # T5's SentencePiece vocabulary, lower-cased, from a local file.
       tokenizer='sentencepiece:data/t5/spiece.model', text_length=77, region_text_length=16,
-      regions_per_image=4 if regions else 1, pad='center', flip=False, num_workers=16)
+      regions_per_image=4 if regions else 1, pad='center', flip=False, num_workers=16, cache=None)
   config.model = dict(
       image=dict(variant=image, pool='tok', posemb='learn', attention='dot_product_attention', remat='dots'),
       text=dict(variant=text, pool='eos', attention='dot_product_attention', remat='dots'),
