@@ -130,7 +130,7 @@ def _eval_split(encoder, args, *, split, out, dumped):
     print(f'{split}: {what} not measured: {why}', file=sys.stderr)
   _say_coverage(split, evaluation.coverage)
   meta = sources.read_meta(args.data)
-  part = eval_report.Part(split, evaluation, data=published.data_of(meta))
+  part = eval_report.Part(split, evaluation, data=published.data_of(meta), categories=meta.categories)
   if not any(report.endswith('.html') for report in args.report):
     return part
   found = findings.choose(predictions, categories=meta.categories, encode_text=encoder.fns.encode_text)

@@ -42,12 +42,13 @@ td.text { max-width: 52ch; }
 class Part:
   """One split, or one folder.
 
-  data: as published.rows takes it. found: examples; None for a report of figures alone.
+  data, categories: as published.rows takes them. found: examples; None for a report of figures alone.
   pictures: image id → (canvas, geometry). missing: why there are none.
   """
   name: str
   evaluation: evaluators.Evaluation
   data: str = ''
+  categories: Sequence[str] = ()
   found: findings.Findings | None = None
   pictures: dict = dataclasses.field(default_factory=dict)
   missing: str = ''
@@ -107,7 +108,8 @@ def _notes(parts) -> str:
 def _compared(parts, info):
   """(part, published.Row) of all parts."""
   return [(part, row) for part in parts
-          for row in published.rows(part.evaluation, data=part.data, info=info, split=part.name)]
+          for row in published.rows(
+              part.evaluation, data=part.data, info=info, split=part.name, categories=part.categories)]
 
 
 def _comparison(compared):

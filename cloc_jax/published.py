@@ -1,4 +1,8 @@
-"""Published figures beside ours, and whether the two may be compared. data/tasks/published.json holds them."""
+"""Published figures beside ours, and whether the two may be compared.
+
+data/tasks/published.json holds them, and region_recognition.json the class lists that they are over.
+"""
+from collections.abc import Sequence
 import dataclasses
 import functools
 import importlib.resources
@@ -28,13 +32,15 @@ class Row:
     return f'no: {"; ".join(self.reasons)}' if self.reasons else 'yes'
 
 
-def rows(evaluation: evaluators.Evaluation, *, data: str, info: dict, split: str = '') -> list[Row]:
+def rows(evaluation: evaluators.Evaluation, *, data: str, info: dict, split: str = '',
+         categories: Sequence[str] = ()) -> list[Row]:
   """What is published of the metrics that an evaluation has.
 
   Args:
     data: as `data_of` or the name of an ImageNet task says; '' for data that nobody has published about.
     info: of the encoder (encoders.Encoder.info).
     split: the name of the split, where the data have several; '' where it is not known.
+    categories: the candidates of region recognition; () where they are not known.
   """
   out = []
   for entry in _content()['figures']:
@@ -48,6 +54,8 @@ def rows(evaluation: evaluators.Evaluation, *, data: str, info: dict, split: str
     images, captions = (evaluation.metrics.get(f'image_text_retrieval/{name}') for name in ('images', 'captions'))
     if entry['metric'].startswith('image_text_retrieval/') and captions is not None and captions != 5 * images:
       reasons.append(f'{captions:,} captions of {images:,} images here, five of each there')
+    if entry['metric'].startswith('region_recognition/') and categories:
+      reasons += _other_classes(entry['data'], categories)
     # Only whole-image figures lose: regions need every box on the canvas, whatever the encoder.
     if 'preprocessing' in info and entry['metric'].startswith(('image_text_retrieval/', 'zeroshot/')):
       reasons.append('here images are padded, which is not how this encoder was trained')
@@ -76,6 +84,23 @@ def data_of(meta) -> str:
   return 'grit' if meta.name == 'grit' else ''  # its importer says nothing of where the tars came from
 
 
-@functools.cache
+def classes_of(data: str) -> tuple[str, ...]:
+  """The candidates of region recognition on 'coco' (80) or 'lvis' (1 203), in the order of their ids; () of others."""
+  return tuple(_file('region_recognition')['classes'].get(data, ()))
+
+
+def _other_classes(data, categories):
+  wanted = classes_of(data)
+  lacking = [name for name in wanted if name not in set(categories)]
+  if len(categories) != len(wanted):
+    return [f'{len(categories):,} classes here, {len(wanted):,} there']
+  return [f'{len(lacking)} classes have other names here, such as {lacking[0]!r}'] if lacking else []
+
+
 def _content() -> dict:
-  return json.loads(importlib.resources.files('cloc_jax.data').joinpath('tasks/published.json').read_text('utf-8'))
+  return _file('published')
+
+
+@functools.cache
+def _file(name) -> dict:
+  return json.loads(importlib.resources.files('cloc_jax.data').joinpath(f'tasks/{name}.json').read_text('utf-8'))

@@ -48,6 +48,20 @@ def test_what_differs_is_said():
   assert published.rows(lost, data='coco', info={})[0].verdict == 'no: here of 5,000 of 5,000 images, 9 of 10 regions'
 
 
+def test_other_classes_are_another_task(coco_mini):
+  full = evaluation({'region_recognition/macc': 0.5}, images=5000, of_images=5000)
+  verdict = lambda names: published.rows(full, data='coco', info={}, categories=names)[0].verdict
+  coco, lvis = map(published.classes_of, ('coco', 'lvis'))
+  assert verdict(coco) == verdict(coco[::-1]) == 'yes' and not published.classes_of('grit')
+  assert verdict((*coco, 'sky')) == 'no: 81 classes here, 80 there'
+  assert verdict(('human', *coco[1:])) == "no: 1 classes have other names here, such as 'person'"
+  # The list itself: COCO's own file, and what LVIS's paper and annotations are known for.
+  stored = json.loads((coco_mini / 'annotations' / 'instances_val2017.json').read_text())['categories']
+  assert coco == tuple(c['name'] for c in sorted(stored, key=lambda c: c['id']))
+  assert len(set(lvis)) == 1203 and (lvis[0], lvis[-1]) == ('aerosol can', 'zucchini')
+  assert not any('_' in name for name in lvis) and {'bow (weapon)', 'bow (decorative ribbons)'} <= set(lvis)
+
+
 def test_retrieval_may_be_compared_on_karpathys_test_images_alone():
   def verdict(data, split, **metrics):
     found = {f'image_text_retrieval/{name}': value for name, value in metrics.items()}
