@@ -124,7 +124,7 @@ class Origin:
     prepare_lib.check_captions(captions, where='captions')
     source = sources.open_source(path, split=split)
     self.source = Tolerant(source) if on_error == 'mask' else source
-    self.captions = captions
+    self.size, self.captions = len(source), captions
     # Apart from each other, else the order would have to do with what is drawn.
     self.draw_seed, self.order_seed = (
         int(np.random.SeedSequence([seed, use]).generate_state(1)[0]) for use in (1, 2))
@@ -139,16 +139,13 @@ class Examples:
   def order(self, origin: int, *, shuffle: bool) -> grain.MapDataset:
     """The places of an origin's examples; every epoch of it in another order."""
     # What Grain's graph carries is the order alone: records and pixels go by the batch, see Batches.
-    places = grain.MapDataset.range(len(self._origins[origin].source)).map_with_index(_Place(origin))
+    places = grain.MapDataset.range(self._origins[origin].size).map_with_index(_Place(origin))
     return places.shuffle(seed=self._origins[origin].order_seed) if shuffle else places
 
   def prepare(self, places: Sequence[tuple[int, int]]) -> prepare_lib.PreparedBatch:
     """Reads and prepares the examples at some places, all that is drawn being decided by the place."""
     origins = self._origins
-    elements = []
-    for origin, index in places:
-      source = origins[origin].source
-      elements.append(source[index % len(source)])
+    elements = [origins[origin].source[index % origins[origin].size] for origin, index in places]
     draws = [Draws(origin.draw_seed) for origin in origins]
     return self._prepare(elements, rngs=(draws[origin].at(index) for origin, index in places),
                          captions=[origins[origin].captions for origin, _ in places])

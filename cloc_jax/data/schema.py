@@ -192,10 +192,14 @@ def decode(record: bytes, *, where: str) -> Example:
     ValueError: if the record lacks a field or its region fields disagree in length.
   """
   feature = tf_example_pb2.Example.FromString(record).features.feature
-  missing = [name for name in ('image', 'image_id', 'height', 'width') if name not in feature]
-  if missing:
-    raise ValueError(f'{where}: the record has no {", ".join(map(repr, missing))}; it has {sorted(feature)}')
-  texts = {name: list(map(bytes.decode, feature[f'regions/{name}'].bytes_list.value))
+  try:
+    image, image_id = feature['image'].bytes_list.value[0], feature['image_id'].bytes_list.value[0].decode()
+    height, width = feature['height'].int64_list.value[0], feature['width'].int64_list.value[0]
+  except IndexError:
+    filled = sorted(name for name, value in feature.items() if value.WhichOneof('kind'))
+    missing = [name for name in ('image', 'image_id', 'height', 'width') if name not in filled]
+    raise ValueError(f'{where}: the record has no {", ".join(map(repr, missing))}; it has {filled}') from None
+  texts = {name: list(map(bytes.decode, feature['regions/' + name].bytes_list.value))
            for name in ('caption', 'category', 'source')}
   boxes = np.array(feature['regions/box'].float_list.value[:], np.float32)  # of a list: twice as quick
   scores = feature['regions/score'].float_list.value[:]
@@ -206,10 +210,7 @@ def decode(record: bytes, *, where: str) -> Example:
   regions = Regions(boxes=boxes.reshape(count, 4), captions=texts['caption'], categories=texts['category'],
                     scores=scores, sources=texts['source'])
   return Example(
-      image=feature['image'].bytes_list.value[0],
-      image_id=feature['image_id'].bytes_list.value[0].decode(),
-      height=feature['height'].int64_list.value[0],
-      width=feature['width'].int64_list.value[0],
+      image=image, image_id=image_id, height=height, width=width,
       captions=tuple(map(bytes.decode, feature['captions'].bytes_list.value)),
       regions=regions,
       made_by=tuple(map(bytes.decode, feature['made_by'].bytes_list.value)) if 'made_by' in feature else ())

@@ -118,9 +118,9 @@ class RecordSource:
     if gone:
       raise FileNotFoundError(f'{self.path}: split {self.split!r} lacks {len(gone)} of its files: {", ".join(gone[:3])}'
                               + (' …' if len(gone) > 3 else ''))
-    # Our own decoding: TFDS's costs more than a small image's pixels do.
+    # The bytes, and our own decoding: TFDS's costs more than a small image's pixels do.
     self._records = builder.as_data_source(
-        self.split, deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES)
+        self.split, deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES).data_source
     self._length, self._where = len(self._records), f'{self.path}, split {self.split!r}, record '
 
 

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 import dataclasses
 import difflib
 import html
+import itertools
 import json
 import pathlib
 import string
@@ -120,6 +121,7 @@ class Tokenizer:
     unknown = [step for step in steps if step not in _STEPS]
     if unknown:
       raise ValueError(f'{name} tokenizer: unknown canonicalisation {unknown}; this version knows {list(_STEPS)}')
+    self._steps = [_STEPS[step] for step in steps]
     self._cache = {}
     # In these two, what a word becomes does not depend on its neighbours: new captions of known words cost little.
     self._words = {} if name in _BY_WORD and steps[-1:] == ('spaces',) else None
@@ -129,8 +131,8 @@ class Tokenizer:
 
   def canonicalize(self, text: str) -> str:
     """The form in which `text` is encoded; equal forms give equal ids."""
-    for step in self.steps:
-      text = _STEPS[step](text)
+    for step in self._steps:
+      text = step(text)
     return text
 
   def __call__(self, texts: Sequence[str], *, length: int) -> Tokens:
@@ -171,7 +173,8 @@ class Tokenizer:
       return [cache[text] for text in texts]
     start = [] if self.bos_id is None else [self.bos_id]
     fresh = {}
-    for text, body in zip(missing, self._encode([_encodable(text) for text in canonical])):
+    for text, body in zip(missing, self._encode(
+        [text if text.isascii() else _encodable(text) for text in canonical])):
       if self.eos_id in body:  # only a caption that spells the mark out; pooling must not stop there
         body = [n for n in body if n != self.eos_id]
       fresh[text] = np.array([*start, *body, self.eos_id], np.int32)
@@ -183,14 +186,17 @@ class Tokenizer:
 
   def _encode(self, texts):
     """Ids of canonical texts, without marks."""
-    # A mark that is spelt out cuts a text where no space is.
-    if self._words is None or any(_PAD in text or _EOS in text for text in texts):
+    if self._words is None:
+      return self._model.encode(texts)
+    everything = '\0'.join(texts)
+    if _PAD in everything or _EOS in everything:  # a mark that is spelt out cuts a text where no space is
       return self._model.encode(texts)
     split = [text.split(' ') for text in texts]
-    missing = [word for word in dict.fromkeys(word for words in split for word in words) if word not in self._words]
+    words = dict.fromkeys(itertools.chain.from_iterable(split))
+    missing = [word for word in words if word not in self._words]
     if missing:
       if len(self._words) + len(missing) > _CACHE_SIZE:
-        missing, self._words = list(dict.fromkeys(word for words in split for word in words)), {}
+        missing, self._words = list(words), {}
       self._words.update(zip(missing, self._model.encode(missing)))
     known = self._words
     return [[n for word in words for n in known[word]] for words in split]
@@ -233,7 +239,7 @@ class Tokenizer:
 
 def _encodable(text):
   """Text with lone surrogates (from broken JSON escapes) replaced: no encoder takes them."""
-  return text if text.isascii() else text.encode('utf-8', 'replace').decode()
+  return text.encode('utf-8', 'replace').decode()
 
 
 # --- Loading ---
