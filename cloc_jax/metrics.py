@@ -25,8 +25,7 @@ class Writer:
     self._file = open(self.path, 'a', encoding='utf-8')
     if cut_off:  # else the first line of this run would be lost with the half line of the killed one
       self._file.write('\n')
-    from tensorboardX import SummaryWriter  # imported late: evaluation needs none of it
-    self._board = SummaryWriter(str(pathlib.Path(workdir) / 'tensorboard'))
+    self._board = _summary_writer()(str(pathlib.Path(workdir) / 'tensorboard'))
     self._wandb = None
     if wandb_project:
       import wandb
@@ -48,6 +47,23 @@ class Writer:
     self._board.close()
     if self._wandb is not None:
       self._wandb.finish()
+
+
+def _summary_writer():
+  """tensorboardX's writer, imported late, since evaluation needs none of it, and without torch.
+
+  It imports torch wherever that is installed, for arguments that are tensors: seconds at every start, and threads that
+  the steps of a training then share the processor with.
+  """
+  torch_is_out = 'torch' not in sys.modules
+  if torch_is_out:
+    sys.modules['torch'] = None  # an import of it fails, as where it is not installed
+  try:
+    from tensorboardX import SummaryWriter
+  finally:
+    if torch_is_out:
+      del sys.modules['torch']
+  return SummaryWriter
 
 
 def _is_cut_off(path):

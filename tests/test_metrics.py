@@ -1,7 +1,10 @@
 """Scalars on their way to JSONL, TensorBoard and the terminal, and back."""
 import json
 import math
+import os
 import pathlib
+import subprocess
+import sys
 
 import pytest
 import tensorboardX.proto.event_pb2 as event_pb2
@@ -135,3 +138,14 @@ def test_the_workdir_may_be_a_text_path(tmp_path):
   writer.write(1, {'loss': 1.0})
   writer.close()
   assert metrics.read(str(tmp_path)) == metrics.read(pathlib.Path(tmp_path))
+
+
+def test_no_torch_is_imported(tmp_path):
+  """TensorBoard's writer would: seconds, and its threads, in every training on a machine that has it."""
+  (tmp_path / 'torch').mkdir()
+  (tmp_path / 'torch' / '__init__.py').write_text("print('imported')")
+  script = ('import sys; from cloc_jax import metrics; w = metrics.Writer("run"); w.write(1, {"a": 2.0}); w.close(); '
+            'assert "torch" not in sys.modules; print("written"); import torch')
+  done = subprocess.run([sys.executable, '-c', script], cwd=tmp_path, capture_output=True, text=True, check=True,
+                        env={**os.environ, 'PYTHONPATH': os.pathsep.join([str(tmp_path), os.getcwd()])})
+  assert done.stdout.split() == ['written', 'imported'] and list((tmp_path / 'run' / 'tensorboard').iterdir())

@@ -102,8 +102,8 @@ def test_the_records_are_those_of_one_process(photos, expected, tmp_path):
 
 def test_a_killed_worker_costs_nothing_but_time(photos, expected, tmp_path, start):
   out, pids = tmp_path / 'out', tmp_path / 'pids'
-  process = start(photos, out, pids, seconds=0.1)
-  wait_for(lambda: workers(pids), process=process, pids=pids)  # it has its first images, of 20 s in all
+  process = start(photos, out, pids, seconds=0.05)
+  wait_for(lambda: workers(pids), process=process, pids=pids)  # it has its first images, of 10 s in all
   first, = workers(pids)
   os.kill(first, signal.SIGKILL)
   wait_for(lambda: len(workers(pids)) == 2, process=process, pids=pids)
@@ -113,7 +113,7 @@ def test_a_killed_worker_costs_nothing_but_time(photos, expected, tmp_path, star
 
 def test_a_killed_driver_goes_on_where_it_stopped(photos, expected, tmp_path, start):
   out, pids = tmp_path / 'out', tmp_path / 'pids'
-  process = start(photos, out, pids, seconds=0.06)
+  process = start(photos, out, pids, seconds=0.04)
   wait_for(lambda: len(notes(out)) >= 4, process=process, pids=pids)
   process.kill()
   process.wait()
@@ -124,7 +124,7 @@ def test_a_killed_driver_goes_on_where_it_stopped(photos, expected, tmp_path, st
   done = {path: path.stat().st_mtime_ns for path in notes(out)}
   assert 4 <= len(done) < 20 and not out.exists()
   (pathlib.Path(f'{out}.incomplete') / f'000019-00000.array_record{folders.PARTIAL}x').write_bytes(b'half')
-  process = start(photos, out, pids, seconds=0.06)
+  process = start(photos, out, pids, seconds=0.04)
   wait_for(lambda: len(notes(out)) > len(done), process=process, pids=pids)
   assert all(path.stat().st_mtime_ns == when for path, when in done.items())  # none of them is done twice
   assert process.wait(300) == 0, (pids / 'log').read_text()[-3000:]
