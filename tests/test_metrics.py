@@ -142,7 +142,8 @@ def test_the_workdir_may_be_a_text_path(tmp_path):
 
 def test_no_torch_is_imported(tmp_path):
   """TensorBoard's writer would: seconds, and its threads, in every training on a machine that has it."""
-  (tmp_path / 'torch').mkdir()
+  for name in ('torch', 'run'):
+    (tmp_path / name).mkdir()
   (tmp_path / 'torch' / '__init__.py').write_text("print('imported')")
   script = ('import sys; from cloc_jax import metrics; w = metrics.Writer("run"); w.write(1, {"a": 2.0}); w.close(); '
             'assert "torch" not in sys.modules; print("written"); import torch')
