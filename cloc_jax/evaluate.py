@@ -297,7 +297,7 @@ def figure(metrics: dict[str, float], key: str, coverage: evaluators.Coverage | 
     return '–'
   evaluator, _, name = key.partition('/')
   of, what = _POOLS.get((evaluator, name.partition('_')[0]), ('', ''))
-  pool = f' among {metrics[f"{evaluator}/{of}"]:,} {what}' if f'{evaluator}/{of}' in metrics else ''
+  pool = f' among {int(metrics[f"{evaluator}/{of}"]):,} {what}' if f'{evaluator}/{of}' in metrics else ''
   return f'{100 * metrics[key]:.1f}{"" if coverage is None else coverage.beside(key)}{pool}'
 
 

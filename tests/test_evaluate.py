@@ -107,8 +107,9 @@ def test_the_verb_writes_the_figures_of_an_image_folder(tmp_path, monkeypatch, c
 
 
 def test_the_pool_of_a_retrieval_stands_beside_its_figures():
+  # (Training keeps its metrics as floats.)
   metrics = {'region_retrieval/r2t_r1': 0.125, 'region_retrieval/t2r_distinct_r10': 0.5, 'region_retrieval/pool': 12345,
-             'region_retrieval/distinct_texts': 678, 'image_text_retrieval/i2t_r1': 0.25,
+             'region_retrieval/distinct_texts': 678.0, 'image_text_retrieval/i2t_r1': 0.25,
              'image_text_retrieval/t2i_r1': 0.75, 'image_text_retrieval/images': 1000,
              'image_text_retrieval/captions': 5000, 'region_recognition/top1': 0.5}
   lost = evaluators.Coverage(images=998, of_images=1000)
