@@ -52,8 +52,7 @@ class Writer:
 def _summary_writer():
   """tensorboardX's writer, imported late, since evaluation needs none of it, and without torch.
 
-  It imports torch wherever that is installed, for arguments that are tensors: seconds at every start, and threads that
-  the steps of a training then share the processor with.
+  It imports torch wherever that is installed, for arguments that are tensors: three seconds at every start.
   """
   torch_is_out = 'torch' not in sys.modules
   if torch_is_out:

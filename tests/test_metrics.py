@@ -11,6 +11,8 @@ import tensorboardX.proto.event_pb2 as event_pb2
 
 from cloc_jax import metrics
 
+ROOT = pathlib.Path(metrics.__file__).resolve().parents[1]
+
 
 @pytest.fixture(name='writer')
 def writer_fixture(tmp_path):
@@ -141,12 +143,12 @@ def test_the_workdir_may_be_a_text_path(tmp_path):
 
 
 def test_no_torch_is_imported(tmp_path):
-  """TensorBoard's writer would: seconds, and its threads, in every training on a machine that has it."""
+  """TensorBoard's writer would: seconds of every training's start where torch is installed."""
   for name in ('torch', 'run'):
     (tmp_path / name).mkdir()
   (tmp_path / 'torch' / '__init__.py').write_text("print('imported')")
   script = ('import sys; from cloc_jax import metrics; w = metrics.Writer("run"); w.write(1, {"a": 2.0}); w.close(); '
             'assert "torch" not in sys.modules; print("written"); import torch')
   done = subprocess.run([sys.executable, '-c', script], cwd=tmp_path, capture_output=True, text=True, check=True,
-                        env={**os.environ, 'PYTHONPATH': os.pathsep.join([str(tmp_path), os.getcwd()])})
+                        env={**os.environ, 'PYTHONPATH': os.pathsep.join([str(tmp_path), str(ROOT)])})
   assert done.stdout.split() == ['written', 'imported'] and list((tmp_path / 'run' / 'tensorboard').iterdir())

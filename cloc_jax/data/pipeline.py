@@ -58,6 +58,8 @@ def train_dataset(path: spec_lib.Data | None = None, *, split: str = 'train', to
     skip_examples: start behind so many examples of the global order, over all hosts. Since an example depends on its
       index alone, this number is the whole state of the pipeline: a run resumes exactly from it, on any number of
       hosts and workers.
+    prefetch: batches kept ready, by the thread or by each worker process (one at least); without workers 0 prepares a
+      batch when it is asked for.
 
   Returns:
     An iterable of dict(batch=Batch of NumPy arrays, stats=dict of int64 scalars by the names in prepare.STATS). Its

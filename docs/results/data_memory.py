@@ -10,7 +10,6 @@ was read so far is written after every turn, so that a run may be stopped. Linux
 import argparse
 import itertools
 import json
-import os
 import pathlib
 import sys
 import tempfile
@@ -38,8 +37,7 @@ def memory_mb() -> float:
 
 def main():
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-  beside = HERE.parents[2] / 'shared' / 'coco_mini' / 'val2017'
-  parser.add_argument('--photos', default=os.fspath(beside) if beside.is_dir() else None, metavar='DIR')
+  result_page.add_photos(parser)
   parser.add_argument('--minutes', type=float, default=120)
   parser.add_argument('--batches', type=int, default=300, help='a turn')
   parser.add_argument('--workers', type=int, default=1)

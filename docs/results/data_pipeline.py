@@ -195,8 +195,7 @@ def quality(jpegs) -> dict[str, float]:
 
 def main():
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-  beside = HERE.parents[2] / 'shared' / 'coco_mini' / 'val2017'
-  parser.add_argument('--photos', default=os.fspath(beside) if beside.is_dir() else None, metavar='DIR')
+  result_page.add_photos(parser)
   parser.add_argument('--records', type=int, default=20_000, help="Grain's shuffle is slower below this")
   parser.add_argument('--batches', type=int, default=40, help='in turns, a round')
   parser.add_argument('--images', type=int, default=960, help='of each case of the second table, a round')

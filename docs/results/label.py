@@ -177,8 +177,7 @@ def large_text(large, scripted, tiny):
 
 def main():
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-  beside = HERE.parents[2] / 'shared' / 'coco_mini' / 'val2017'
-  parser.add_argument('--photos', default=os.fspath(beside) if beside.is_dir() else None, metavar='DIR')
+  result_page.add_photos(parser)
   parser.add_argument('--images', type=int, default=384)
   parser.add_argument('--model-images', type=int, default=48, help='for the tiny models')
   parser.add_argument('--shard-size', type=int, default=32)

@@ -8,6 +8,12 @@ import pathlib
 _BEGIN, _END = '<!-- table -->', '<!-- end of table -->'
 
 
+def add_photos(parser) -> None:
+  """--photos: JPEGs, by default the COCO photos beside the repository where they are, else None."""
+  beside = pathlib.Path(__file__).resolve().parents[3] / 'shared' / 'coco_mini' / 'val2017'
+  parser.add_argument('--photos', default=os.fspath(beside) if beside.is_dir() else None, metavar='DIR')
+
+
 def write_table(page: pathlib.Path, text: str) -> None:
   """Replaces what stands between the marks of a page; without marks or page, appends them."""
   before, _, after = page.read_text().partition(_BEGIN) if page.exists() else ('', '', '')
