@@ -119,8 +119,8 @@ class RecordSource:
       raise FileNotFoundError(f'{self.path}: split {self.split!r} lacks {len(gone)} of its files: {", ".join(gone[:3])}'
                               + (' …' if len(gone) > 3 else ''))
     # The bytes, and our own decoding: TFDS's costs more than a small image's pixels do.
-    self._records = builder.as_data_source(
-        self.split, deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES).data_source
+    self._records = record_files.ArrayRecords([
+        (os.fspath(part.filename), part.skip, part.take) for part in builder.info.splits[self.split].file_instructions])
     self._length, self._where = len(self._records), f'{self.path}, split {self.split!r}, record '
 
 

@@ -1,11 +1,12 @@
 """Makes data_memory.md: the memory of a process that makes batches for hours.
 
-  nice python docs/results/data_memory.py [--minutes 120] [--photos shared/coco_mini/val2017]
+  nice python docs/results/data_memory.py [--minutes 120] [--turns] [--photos shared/coco_mini/val2017]
 
-Records and batches are those of data_pipeline.py. Fast and exact decoding, mirrored and cropped, with and without
-worker processes take turns, each with an iterator of its own that is closed afterwards, as trainers do at restarts and
-evaluations. Memory is that of the process and its workers (proportional set size), read at the end of each turn. What
-was read so far is written after every turn, so that a run may be stopped. Linux.
+Records and batches are those of data_pipeline.py, mirrored and cropped. Two iterators, one that decodes exactly and one
+that decodes fast, live as long as the process does, and give batches in turns. With --turns every iterator is closed
+after some batches and another begun, with and without worker processes, as trainers do at restarts and evaluations.
+Memory is that of the process and its workers (proportional set size). Time is processor time, so that a run may be
+halted in between; what was read so far is written each minute, so that it may be stopped. Linux.
 """
 import argparse
 import itertools
@@ -13,7 +14,6 @@ import json
 import pathlib
 import sys
 import tempfile
-import time
 
 import data_pipeline
 import numpy as np
@@ -25,6 +25,7 @@ from cloc_jax.data import tokenizer
 from cloc_jax.data import transforms
 
 HERE = pathlib.Path(__file__).parent
+QUARTERS = '| MB, first quarter | second | third | last | highest |'
 
 
 def memory_mb() -> float:
@@ -38,48 +39,85 @@ def memory_mb() -> float:
 def main():
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
   result_page.add_photos(parser)
-  parser.add_argument('--minutes', type=float, default=120)
+  parser.add_argument('--minutes', type=float, default=120, help='of processor time')
+  parser.add_argument('--records', type=int, default=20_000)
+  parser.add_argument('--turns', action='store_true', help='end each iterator after some batches')
   parser.add_argument('--batches', type=int, default=300, help='a turn')
-  parser.add_argument('--workers', type=int, default=1)
+  parser.add_argument('--workers', type=int, default=1, help='of every other turn')
   args = parser.parse_args()
-  jpegs = data_pipeline.photos(args.photos)
-  turns = list(itertools.product(transforms.DECODE_MODES, (0, args.workers)))
+  out = HERE / 'data_memory.json'
   with tempfile.TemporaryDirectory() as folder:
     path = pathlib.Path(folder) / 'set'
-    records = list(data_pipeline.examples(jpegs, 2000))
-    schema.write_dataset(path, meta=schema.DatasetMeta(name='photos'), splits={'train': records})
-    tokens = tokenizer.train((c for r in records for c in r.captions), vocab_size=1024)
-    del records
-    found, began, images = [], time.monotonic(), 0
-    for turn in itertools.count():
-      mode, workers = turns[turn % len(turns)]
-      batches = iter(pipeline.train_dataset(
-          path, tokenizer=tokens, batch_size=data_pipeline.BATCH, image_size=data_pipeline.SIDE, decode=mode, flip=True,
-          crop=transforms.Crop(scale=(0.5, 1.0)), num_workers=workers, seed=turn))
-      for _ in range(args.batches):
-        images += len(next(batches)['batch'].image)
-      memory = memory_mb()
-      if workers:
-        batches.close()
-      found.append({'minutes': (time.monotonic() - began) / 60, 'images': images, 'decode': mode, 'workers': workers,
-                    'mb': memory})
-      print(json.dumps(found[-1]), flush=True)
-      (HERE / 'data_memory.json').write_text(json.dumps(found, indent=1) + '\n')
-      result_page.write_table(HERE / 'data_memory.md', table(found, args))
-      if found[-1]['minutes'] >= args.minutes:
+    captions = []
+
+    def records():
+      for record in data_pipeline.examples(data_pipeline.photos(args.photos), args.records):
+        captions.extend(record.captions if len(captions) < 5000 else ())
+        yield record
+    schema.write_dataset(path, meta=schema.DatasetMeta(name='photos'), splits={'train': records()})
+    tokens = tokenizer.train(captions, vocab_size=1024)
+    began, images = data_pipeline.processor_seconds(), 0
+    part = 'turns' if args.turns else 'one'
+    results = json.loads(out.read_text()) if out.exists() else {}
+    results[part] = {'records': args.records, 'found': []}
+    for found in (turns if args.turns else one)(path, tokens, args):
+      images += found.pop('images')
+      minutes = (data_pipeline.processor_seconds() - began) / 60
+      results[part]['found'].append({'minutes': minutes, 'images': images, **found})
+      print(json.dumps(results[part]['found'][-1]), flush=True)
+      result_page.keep(out, results)
+      result_page.write_table(HERE / 'data_memory.md', table(results))
+      if minutes >= args.minutes:
         return 0
 
 
-def table(found, args) -> str:
-  rows = ['| | turns | MB, first quarter | second | third | last | highest |', '| --- | --- | --- | --- | --- | --- | --- |']
-  for mode, workers in dict.fromkeys((f['decode'], f['workers']) for f in found):
-    mb = [f['mb'] for f in found if (f['decode'], f['workers']) == (mode, workers)]
-    quarters = [f'{np.median(part):,.0f}' if len(part) else '' for part in np.array_split(mb, 4)]
-    rows.append(f'| {mode}, {workers or "no"} workers | {len(mb)} | {" | ".join(quarters)} | {max(mb):,.0f} |')
-  return '\n'.join([
-      f'{found[-1]["minutes"]:,.0f} minutes, {found[-1]["images"]:,} images, {args.batches} batches of '
-      f'{data_pipeline.BATCH} a turn; medians over the quarters of the time. Made by `python docs/results/data_memory.py`.',
-      '', *rows])
+def batches_of(path, tokens, mode, **options):
+  return iter(pipeline.train_dataset(
+      path, tokenizer=tokens, batch_size=data_pipeline.BATCH, image_size=data_pipeline.SIDE, decode=mode, flip=True,
+      crop=transforms.Crop(scale=(0.5, 1.0)), **options))
+
+
+def one(path, tokens, args):
+  """Endless: readings of two iterators that live on, about each minute of processor time."""
+  iterators = [batches_of(path, tokens, mode) for mode in transforms.DECODE_MODES]
+  while True:
+    began, images = data_pipeline.processor_seconds(), 0
+    while data_pipeline.processor_seconds() - began < 60:
+      for batches in iterators:
+        images += len(next(batches)['batch'].image)
+    yield {'images': images, 'mb': memory_mb()}
+
+
+def turns(path, tokens, args):
+  """Endless: a reading at the end of each turn."""
+  for turn, (mode, workers) in enumerate(itertools.cycle(itertools.product(transforms.DECODE_MODES, (0, args.workers)))):
+    batches = batches_of(path, tokens, mode, num_workers=workers, seed=turn)
+    images = sum(len(next(batches)['batch'].image) for _ in range(args.batches))
+    memory = memory_mb()
+    if workers:
+      batches.close()
+    yield {'images': images, 'mb': memory, 'decode': mode, 'workers': workers}
+
+
+def table(results) -> str:
+  lines = []
+  for part, said in (('one', 'two iterators that live on'), ('turns', 'iterators that end and begin')):
+    if part not in results:
+      continue
+    found = results[part]['found']
+    cases = {}
+    for f in found:
+      name = 'exact and fast in turns' if part == 'one' else f'{f["decode"]}, {f["workers"] or "no"} workers'
+      cases.setdefault(name, []).append(f['mb'])
+    lines += [f'{said.capitalize()}: {found[-1]["minutes"]:,.0f} minutes of processor time, {found[-1]["images"]:,} images of '
+              f'{results[part]["records"]:,} records; medians over the quarters of the readings. Made by `python '
+              f'docs/results/data_memory.py{" --turns" if part == "turns" else ""}`.', '',
+              f'| | readings {QUARTERS}', '| --- | --- | --- | --- | --- | --- | --- |']
+    for name, mb in cases.items():
+      quarters = [f'{np.median(quarter):,.1f}' if len(quarter) else '' for quarter in np.array_split(mb, 4)]
+      lines.append(f'| {name} | {len(mb)} | {" | ".join(quarters)} | {max(mb):,.1f} |')
+    lines.append('')
+  return '\n'.join(lines[:-1])
 
 
 if __name__ == '__main__':

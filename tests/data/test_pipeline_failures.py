@@ -90,13 +90,15 @@ def test_missing_shards_are_named_before_anything_is_read(tmp_path):
   assert len(sources.RecordSource(path, split='val')) == 1  # other splits do not suffer
 
 
-def test_a_truncated_shard_masks_its_own_records(tmp_path):
+def test_a_truncated_shard_masks_its_own_records(tmp_path, caplog):
   path = tmp_path / 'set'
   schema.write_dataset(path, meta=schema.DatasetMeta(name='toy'), num_shards=3,
                        splits={'train': [painted_example(i) for i in range(12)]})
   shard = sorted(path.glob('toy-train*'))[1]
   shard.write_bytes(shard.read_bytes()[:-500])
-  items = list(dataset(path, shuffle=False, epochs=1))
+  with caplog.at_level(logging.WARNING, logger='cloc_jax.data'):
+    items = list(dataset(path, shuffle=False, epochs=1))
+  assert f'record 4: {shard} is cut off or damaged: 0 records are left, of which 4 are asked for' in caplog.text
   assert numbers(items) == [0, 1, 2, 3, -1, -1, -1, -1, 8, 9, 10, 11]
   assert sum(int(item['stats']['corrupt_records']) for item in items) == 4
 

@@ -1,4 +1,5 @@
 """Records: what is written is read, by this project and by plain TFDS."""
+import concurrent.futures
 import dataclasses
 import json
 import pickle
@@ -204,6 +205,20 @@ def test_splits(painted):
   with pytest.raises(ValueError, match='empty'):
     sources.RecordSource(painted, split='train[:0]')
   assert len(sources.RecordSource(painted, split='train[30:]+val')) == 7 + 5
+
+
+@pytest.mark.parametrize('split', ['train', 'train[3:8]', 'train[20%:90%]', 'train[-2:]+val+train[:4]', 'all'])
+def test_records_are_those_of_tfds_and_threads_may_share_them(tmp_path, split):
+  schema.write_dataset(tmp_path / 'set', meta=Meta(name='toy'), num_shards=3,
+                       splits={name: [example(f'{name} {i}') for i in range(n)] for name, n in (('train', 11), ('val', 3))})
+  raw = tfds.decode.DeserializeMethod.RAW_BYTES
+  want = list(tfds.builder_from_directory(tmp_path / 'set').as_data_source(split, deserialize_method=raw).data_source)
+  source = sources.RecordSource(tmp_path / 'set', split=split)
+  assert [source[i] for i in range(len(source))] == [schema.decode(record, where='') for record in want]
+  order = np.random.default_rng(0).integers(0, len(want), 400).tolist()
+  fresh = sources.RecordSource(tmp_path / 'set', split=split)  # opens its files while eight ask at once
+  with concurrent.futures.ThreadPoolExecutor(8) as pool:
+    assert [e.image_id for e in pool.map(fresh.__getitem__, order)] == [source[i].image_id for i in order]
 
 
 def test_another_kind_of_data_set_is_named(tmp_path):
