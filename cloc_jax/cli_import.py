@@ -94,10 +94,10 @@ def _per_split(args, *names) -> list[dict]:
 def _coco(parser):
   parser.add_argument('--split', action='append', metavar='NAME', help='default: train')
   parser.add_argument('--images', action='append', required=True, metavar='DIR')
-  boxes = parser.add_mutually_exclusive_group(required=True)
+  boxes = parser.add_mutually_exclusive_group()
   boxes.add_argument('--instances', action='append', metavar='FILE.json')
   boxes.add_argument('--panoptic', action='append', metavar='FILE.json', help='boxes of panoptic segments instead')
-  parser.add_argument('--captions', action='append', metavar='FILE.json')
+  parser.add_argument('--captions', action='append', metavar='FILE.json', help='alone: images without regions')
   parser.add_argument('--stuff', action='store_true', help='with --panoptic: boxes around stuff (sky, grass) too')
   _add_trust_boxes(parser)
   _add_common(parser, name='coco')

@@ -93,13 +93,15 @@ def copy(source: str | os.PathLike, target: str | os.PathLike, *, overwrite: boo
   keep = {name for name, file in found.files.items()
           if name in there and there[name].size == file.size and name not in stale}
   todo = [name for name in found.files if name not in keep]
+  strays = sorted(set(there) - set(found.files) - {INFO_FILE}) if overwrite else []
+  # Before anything is touched. The note and the smallest files need blocks of their own.
+  needed = sum(found.files[name].size for name in todo) + (1 << 20 if todo else 0)
+  _check_space(target, needed - sum(there[name].size for name in strays), what=source)
   if todo and INFO_FILE in there:  # not a data set until it is whole again
     _remove(target, INFO_FILE)
     keep.discard(INFO_FILE)
-  for name in sorted(set(there) - set(found.files) - {INFO_FILE}) if overwrite else ():
+  for name in strays:
     _remove(target, name)
-  # The note and the smallest files need blocks of their own.
-  _check_space(target, sum(found.files[name].size for name in todo) + (1 << 20 if todo else 0), what=source)
   if todo or not (target / NOTE_FILE).exists():
     _write_note(target, {'source': os.fspath(source), 'files': {n: f.state for n, f in found.files.items()}})
   tally = _Tally(found.files, keep, progress)

@@ -51,7 +51,8 @@ class Spec:
   @property
   def main(self) -> str:
     """The option that names the files of annotations."""
-    return 'panoptic' if 'panoptic' in self.options else OPTIONS[self.format][0]
+    first = OPTIONS[self.format][0]
+    return next((name for name in (first, 'panoptic', 'captions') if name in self.options), first)
 
   def splits(self) -> dict[str, dict[str, str | bool]]:
     """Split → the options with its name filled in, without 'split'.
@@ -139,7 +140,7 @@ def _checked(kind, options, *, where):
     if value is not None:
       out[key] = _value(key, value, where=where)
   needed = {'tars'} if 'tars' in OPTIONS[kind] else {'rows'} if kind == 'jsonl' else {'images'}
-  if kind not in ('jsonl', 'webdataset', 'grit') and 'panoptic' not in out:
+  if 'instances' in OPTIONS[kind] and not (kind == 'coco' and out.keys() & {'panoptic', 'captions'}):
     needed.add('instances')
   if needed - out.keys():
     raise ValueError(f'{where}: {kind} needs {sorted(needed - out.keys())}; got {sorted(out)}')

@@ -196,6 +196,12 @@ def test_space_is_looked_at_first(dataset, store, got, tmp_path, monkeypatch):
   with pytest.raises(storage.StorageError, match='new: memory://.* needs 1 MiB more, and 1 MiB are free'):
     copies.copy(store, tmp_path / 'new')
   assert not got.names and not (tmp_path / 'new').exists()
+  other = write_set(tmp_path / 'other', examples=range(9))
+  (other / 'stray').write_bytes(b'x')
+  before = content(other)
+  with pytest.raises(storage.StorageError, match='needs 1 MiB more'):
+    copies.copy(store, other, overwrite=True)
+  assert content(other) == before and len(records(other)) == 9
 
 
 # --- the cache

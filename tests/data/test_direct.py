@@ -142,6 +142,16 @@ def test_coco_is_what_an_import_gives_to_the_last_pixel(coco_mini, tmp_path):
           y.image_id, y.captions, y.region_captions, y.categories, y.geometry)
 
 
+def test_coco_captions_alone(coco_mini):
+  whole = coco_mini_spec(coco_mini)
+  found = everything({key: value for key, value in whole.items() if key != 'instances'}, 'val')
+  assert [(e.image_id, e.captions, e.image) for e in found] == [
+      (e.image_id, e.captions, e.image) for e in everything(whole, 'val')]
+  assert not any(e.regions for e in found)
+  with pytest.raises(ValueError, match=r"lvis needs \['instances'\]"):
+    sources.read_meta(f'lvis:images={coco_mini},captions=x.json')
+
+
 def test_splits_come_from_the_paths(files):
   for name in ('train', 'val'):
     (files / name).mkdir()

@@ -245,7 +245,30 @@ def test_wrong_files(coco):
   with pytest.raises(ValueError, match='list.json: expected an object'):
     run(instances=coco.root / 'list.json')
   with pytest.raises(ValueError, match='expected either instances or panoptic'):
-    run(instances=None)
+    run(panoptic=source.instances)
+  with pytest.raises(ValueError, match="split 'train': expected instances or panoptic for boxes, or captions, or both"):
+    run(instances=None, captions=None)
+
+
+def test_captions_alone(coco):
+  """A captions file lists its images as the others do: with it alone there are captions and no regions."""
+  coco.captions |= {'images': coco.instances['images'], 'licenses': coco.instances['licenses']}
+  coco.captions['annotations'] = [caption(2, 'Two dogs.'), caption(1, 'Nothing at all.'), caption(2, 'Dogs.')]
+  source = dataclasses.replace(coco.source(), instances=None)
+  report = import_coco([source], out=coco.root / 'out')['train']
+  assert [(e.image_id, e.captions, e.regions) for e in records(coco.root / 'out')] == [
+      ('1', ('Nothing at all.',), ()), ('2', ('Two dogs.', 'Dogs.'), ())]
+  assert [report.written(what) for what in ('images', 'boxes', 'captions')] == [2, 0, 3]
+  meta = schema.read_meta(coco.root / 'out')
+  assert meta.categories == () and meta.extra['files'] == ['captions_train.json'] and meta.extra['licenses']
+  # Beside a split with boxes, for whose categories it does not matter.
+  other = dataclasses.replace(source, split='val')
+  coco.instances['annotations'] = [annotation(2, [8, 10, 16, 20])]
+  (coco.root / 'instances_train.json').write_text(json.dumps(coco.instances))
+  with_boxes = dataclasses.replace(source, instances=coco.root / 'instances_train.json')
+  import_coco([with_boxes, other], out=coco.root / 'both')
+  assert schema.read_meta(coco.root / 'both').categories == ('dog', 'traffic light')
+  assert [len(e.regions) for split in ('train', 'val') for e in records(coco.root / 'both', split)] == [0, 1, 0, 0]
 
 
 def test_sources_must_agree_on_categories(coco, tmp_path_factory):

@@ -29,6 +29,7 @@ class CocoSource:
   instances: an `instances_*.json` file: boxes and categories.
   captions: a `captions_*.json` file; None for a data set without image captions.
   panoptic: a `panoptic_*.json` file in place of `instances`: it holds the same things, and stuff.
+  With `captions` alone the data set has no regions.
   """
   split: str
   images: str | os.PathLike
@@ -37,9 +38,14 @@ class CocoSource:
   panoptic: str | os.PathLike | None = None
 
   @property
-  def boxes(self) -> str | os.PathLike:
+  def boxes(self) -> str | os.PathLike | None:
     """The file that boxes come from."""
     return self.instances if self.instances is not None else self.panoptic
+
+  @property
+  def main(self) -> str | os.PathLike:
+    """The file that says which images there are: that of the boxes, or of the captions where there are no boxes."""
+    return self.captions if self.boxes is None else self.boxes
 
 
 @dataclasses.dataclass
@@ -67,8 +73,10 @@ class Coco(engine.Importer):
   def __post_init__(self):
     self.sources = records.check_splits(self.sources)
     for source in self.sources:
-      if (source.instances is None) == (source.panoptic is None):
+      if source.instances is not None and source.panoptic is not None:
         raise ValueError(f'split {source.split!r}: expected either instances or panoptic, which hold the same things')
+      if source.main is None:
+        raise ValueError(f'split {source.split!r}: expected instances or panoptic for boxes, or captions, or both')
       records.check_folder(source.images, where=f'split {source.split!r}: ')
 
   def files(self) -> list[str | os.PathLike]:
@@ -84,15 +92,16 @@ class Coco(engine.Importer):
     for source in self.sources:
       table = images.Table(list_name='annotations' if source.instances is not None else 'segments')
       self._read_images(table, source)
-      self._add_categories(source.boxes)
-      (self._read_instances if source.instances is not None else self._read_panoptic)(table, source)
+      if source.boxes is not None:
+        self._add_categories(source.boxes)
+        (self._read_instances if source.instances is not None else self._read_panoptic)(table, source)
       if source.captions is not None:
         self._read_captions(table, source)
-      for item in json_stream.value(source.boxes, 'licenses', ()):  # COCO's stand before the long lists
+      for item in json_stream.value(source.main, 'licenses', ()):  # COCO's stand before the long lists
         self._licenses[str(item.get('name', ''))] = str(item.get('url', ''))
       found[source.split] = table.tasks(
           folder=storage.path(source.images), category_names=self._categories, promised='xywh pixels',
-          where=str(source.boxes), images_per_shard=self.images_per_shard, trust_boxes=self.trust_boxes,
+          where=str(source.main), images_per_shard=self.images_per_shard, trust_boxes=self.trust_boxes,
           source=self.label, reasons=self.reasons, search=self.search)
       self._counts[source.split] = table.counts
     return found
@@ -107,7 +116,7 @@ class Coco(engine.Importer):
     number = {key: i for i, key in enumerate(sorted(self._categories))}
     crowds = {split: {image: [[number[c], *box] for c, *box in boxes] for image, boxes in images.items()}
               for split, images in self._crowds.items()}
-    extra = {'provenance': f'{self.label} annotations', 'files': [storage.path(s.boxes).name for s in self.sources],
+    extra = {'provenance': f'{self.label} annotations', 'files': [storage.path(s.main).name for s in self.sources],
              'licenses': self._licenses, **({'crowds': crowds} if self.note_crowds else {})}
     return schema.DatasetMeta(
         name=self.name, description=self.description, extra=extra | self._extra,
@@ -145,8 +154,8 @@ class Coco(engine.Importer):
     self._things = things
 
   def _read_images(self, table, source):
-    for i, item in enumerate(json_stream.items(source.boxes, 'images')):
-      where = f'{source.boxes}: images[{i}]'
+    for i, item in enumerate(json_stream.items(source.main, 'images')):
+      where = f'{source.main}: images[{i}]'
       key, height, width = (json_stream.get(item, k, where=where) for k in ('id', 'height', 'width'))
       name = self.file_name(item, where=where)
       if not all(isinstance(side, int) and side > 0 for side in (height, width)):
