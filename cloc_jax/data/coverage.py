@@ -12,7 +12,8 @@ import numpy as np
 from cloc_jax.data.importers import json_stream
 from cloc_jax.data.importers import parquet_file
 
-_KEYS = ('image_id', 'id', 'ImageID', 'image', 'file_name')  # the first there is names an image
+# The first there is names an image; in Karpathy's files COCO's number does, or the file's name without its ending.
+_KEYS = ('image_id', 'id', 'ImageID', 'image', 'file_name', 'cocoid', 'filename')
 _BATCH = 1 << 16
 
 
@@ -39,16 +40,16 @@ def id_hash(image_id: str) -> int:
   return int.from_bytes(hashlib.blake2b(image_id.encode(), digest_size=8).digest(), 'big')
 
 
-def compare(path: str | os.PathLike, *, present: np.ndarray, examples: int = 10) -> Coverage:
+def compare(path: str | os.PathLike, *, present: np.ndarray, split: str = '', examples: int = 10) -> Coverage:
   """Compares an index with the images that are there; holds 8 bytes an id.
 
   Args:
-    path: see image_ids.
+    path, split: see image_ids.
     present: (n,) uint64, id_hash of the data set's images.
     examples: how many absent images are named.
   """
   here, found, seen = np.unique(present), Coverage(), []
-  ids = image_ids(path)
+  ids = image_ids(path, split=split)
   while batch := list(itertools.islice(ids, _BATCH)):
     hashes = np.array([id_hash(image_id) for image_id in batch], np.uint64)
     seen.append(hashes)
@@ -64,16 +65,18 @@ def compare(path: str | os.PathLike, *, present: np.ndarray, examples: int = 10)
   return found
 
 
-def image_ids(path: str | os.PathLike) -> Iterator[str]:
+def image_ids(path: str | os.PathLike, *, split: str = '') -> Iterator[str]:
   """Yields the ids of a source's images, as importers call them; the same may come more than once.
 
   path: a file of annotations with `images` (COCO's, LVIS's, Objects365's), a JSON list (Visual Genome's
     image_data.json), JSONL or Parquet rows, a CSV file whose first line names a column (Open Images'), or a text file
     with an id a line.
-    An image's name is its image_id, id, ImageID, image or file_name.
+    An image's name is its image_id, id, ImageID, image, file_name, cocoid or filename (that without its ending).
+  split: of entries that say which split they are of ('split'), those of this one alone; '' for all.
 
   Raises:
-    FileNotFoundError; ValueError naming the file and the entry that has none of these keys.
+    FileNotFoundError; ValueError naming the file and the entry that has none of these keys, or if every entry is of
+      another split.
   """
   path = json_stream.check_file(path)
   if path.suffix == '.json':
@@ -81,7 +84,7 @@ def image_ids(path: str | os.PathLike) -> Iterator[str]:
       key = None if file.read(1024).removeprefix(b'\xef\xbb\xbf').lstrip()[:1] == b'[' else 'images'
     found = enumerate(json_stream.items(path, key))
   elif path.suffix == '.parquet':
-    found = parquet_file.read(path, wanted=_KEYS)
+    found = parquet_file.read(path, wanted=(*_KEYS, 'split'))
   elif path.suffix == '.jsonl':
     found = _lines(path)
   elif path.suffix == '.csv':
@@ -90,13 +93,20 @@ def image_ids(path: str | os.PathLike) -> Iterator[str]:
     with path.open('r', encoding='utf-8') as file:
       yield from (line.strip() for line in file if line.strip())
     return
+  of_others, count = set(), 0
   for number, row in found:
     given = row if isinstance(row, Mapping) else {}
-    name = next((given[key] for key in _KEYS if isinstance(given.get(key), (str, int))), None)
+    if split and isinstance(given.get('split'), str) and given['split'] != split:
+      of_others.add(given['split'])
+      continue
+    key, name = next(((k, given[k]) for k in _KEYS if isinstance(given.get(k), (str, int))), (None, None))
     if name is None:
       have = sorted(row) if isinstance(row, Mapping) else f'a {type(row).__name__}'
       raise ValueError(f'{path}: entry {number}: expected one of the keys {list(_KEYS)}, got {have}')
-    yield str(name)
+    count += 1
+    yield os.path.splitext(name)[0] if key == 'filename' else str(name)
+  if of_others and not count:
+    raise ValueError(f'{path}: no entry is of split {split!r}; they are of {sorted(of_others)}')
 
 
 def of_import(extra: Mapping) -> dict[str, str]:

@@ -136,7 +136,8 @@ def validate(path: spec_lib.Data, *, splits: Sequence[str] | None = None, worker
   coverage = coverage_lib.of_import(sources.read_meta(path).extra) if not index else {}
   for split, file in (index or {}).items():
     ids = [part[:, 1] for name, parts in marks.items() if split in ('', name) for part in parts]
-    found = coverage_lib.compare(file, present=np.concatenate([np.zeros(0, np.uint64), *ids]), examples=EXAMPLES)
+    found = coverage_lib.compare(file, present=np.concatenate([np.zeros(0, np.uint64), *ids]), split=split,
+                                 examples=EXAMPLES)
     coverage[split] = found.text()
     findings['absent_images'].add(found.absent, found.examples)
   return Report(path=spec_lib.text(path), splits=sizes, findings=findings, records=records, regions=regions,

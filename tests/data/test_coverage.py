@@ -45,6 +45,21 @@ def test_lists_and_numbers(tmp_path):
   assert (found.listed, found.absent, found.examples, found.unlisted) == (3, 2, ['1'], 0)
 
 
+def test_karpathys_files_and_others_that_name_splits(tmp_path):
+  path = tmp_path / 'dataset_coco.json'
+  path.write_text(json.dumps({'dataset': 'coco', 'images': [
+      {'filename': f'COCO_{i}.jpg', 'cocoid': i, 'imgid': 7 * i, 'split': split} for i, split in
+      enumerate(['train', 'test', 'restval', 'test'])]}))
+  assert list(coverage.image_ids(path)) == ['0', '1', '2', '3']
+  assert list(coverage.image_ids(path, split='test')) == ['1', '3']
+  found = coverage.compare(path, present=np.array([coverage.id_hash('3')], np.uint64), split='test')
+  assert (found.listed, found.absent, found.examples, found.unlisted) == (2, 1, ['1'], 0)
+  with pytest.raises(ValueError, match=r"no entry is of split 'tset'; they are of \['restval', 'test', 'train'\]"):
+    list(coverage.image_ids(path, split='tset'))
+  path.write_text(json.dumps({'dataset': 'flickr30k', 'images': [{'filename': '10.a.jpg', 'imgid': 0}]}))
+  assert list(coverage.image_ids(path, split='val')) == ['10.a']  # nothing is said of splits: all are
+
+
 def test_all_splits_together_and_the_verb(painted, tmp_path, capsys):
   path = write_index(tmp_path / 'a.txt', [*IDS, 'picture-100', 'other'])
   argv = ['data', 'validate', painted, '--index', path, '--num-workers', 0, '--json', tmp_path / 'a.json']
