@@ -5,10 +5,25 @@ Strict: an operation that would silently add axes to an operand is an error, and
 import gc
 import os
 import pathlib
+import subprocess
+import sys
+
+
+def _compiler_flags() -> str:
+  """XLA's cheapest compilation; the processes of a test session that are started later take it from the environment."""
+  # Tests compile hundreds of tiny programs and run each a few times: LLVM's optimizer would cost more than all the rest.
+  flags = '--xla_backend_optimization_level=0'
+  # XLA's older code for fused operations compiles in two thirds of the time. It may go one day: XLA ends a process that
+  # asks for what it does not know.
+  more = f'{flags} --xla_cpu_use_fusion_emitters=false'
+  known = subprocess.run([sys.executable, '-c', 'import jax; jax.devices()'], capture_output=True,
+                         env={**os.environ, 'XLA_FLAGS': more})
+  return flags if known.returncode else more
+
 
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')  # before jax is imported; set it to run these tests elsewhere
-# Tests compile hundreds of tiny programs and run each a few times: LLVM's optimizer would cost more than all the rest.
-os.environ.setdefault('XLA_FLAGS', '--xla_backend_optimization_level=0')
+if 'XLA_FLAGS' not in os.environ:
+  os.environ['XLA_FLAGS'] = _compiler_flags()
 # Products of tiny matrices: torch's threads would wait for one another, and for those of the other workers.
 os.environ.setdefault('OMP_NUM_THREADS', '1')
 
