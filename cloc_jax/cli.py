@@ -13,15 +13,16 @@ from cloc_jax import cli_data, cli_eval, cli_export, cli_hosts, cli_import_model
 # Errors that the user can mend: shown as one line, without a traceback (--debug shows it).
 _USER_ERRORS = (ValueError, TypeError, KeyError, FileNotFoundError, FileExistsError, PermissionError,
                 ModuleNotFoundError)
+# To trace a model makes and drops small objects by the million, among a million that stay: at Python's own thresholds the
+# search for cycles is a seventh of a run's start.
+GC_THRESHOLD = (50_000, 20, 100)
 _BELOW_FLOOR = 3  # exit status of a run that its guard stopped
 
 
 def main(argv=None) -> int:
   """Runs a verb; returns the exit status."""
   argv = list(sys.argv[1:] if argv is None else argv)
-  # To trace a model makes and drops small objects by the million, among a million that stay: at Python's own thresholds
-  # the search for cycles is a seventh of a run's start.
-  gc.set_threshold(50_000, 20, 100)
+  gc.set_threshold(*GC_THRESHOLD)
   from cloc_jax import config as config_lib
   assignments, others = config_lib.split_overrides(argv)
   verb = next((i for i, word in enumerate(others) if not word.startswith('-')), 0)

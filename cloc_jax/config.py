@@ -8,7 +8,7 @@ import json
 import os
 import re
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import ml_collections
@@ -130,21 +130,31 @@ def call(fn: Callable[..., Any], section: Mapping[str, Any], *args, name: str, *
   """fn(*args, **section, **extra), after checking the section's keys against fn's keyword parameters.
 
   Raises:
+    TypeError: see check_keys.
+  """
+  check_keys(fn, section, name=name, positional=len(args), given=extra)
+  return fn(*args, **plain(section), **extra)
+
+
+def check_keys(fn: Callable[..., Any], section: Mapping[str, Any], *, name: str, positional: int = 0,
+               given: Iterable[str] = ()) -> None:
+  """Whether fn can be called with a section beside the first `positional` arguments and those `given` by name.
+
+  Raises:
     TypeError: naming the unknown or missing key as the user wrote it, and the nearest valid one.
   """
-  section = plain(section)
+  given = set(given)
   parameters = list(inspect.signature(fn).parameters.values())
-  known = [p.name for p in parameters if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)][len(args):]
-  allowed = [k for k in known if k not in extra]
+  known = [p.name for p in parameters if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)][positional:]
+  allowed = [k for k in known if k not in given]
   open_ended = any(p.kind == p.VAR_KEYWORD for p in parameters)
   for key in section:
     if key not in allowed and not open_ended:
       raise TypeError(f'config.{name}.{key}: no such key.{nearest(key, allowed)} Keys: {allowed}')
   missing = [p.name for p in parameters if p.name in known and p.default is p.empty
-             and p.name not in section and p.name not in extra]
+             and p.name not in section and p.name not in given]
   if missing:
     raise TypeError(f'config.{name}: missing {missing}')
-  return fn(*args, **section, **extra)
 
 
 def plain(value):

@@ -80,7 +80,8 @@ class Step:
     self.tx, self.rate = config_lib.call(optim.make, config['optim'], name='optim', total_steps=self.total_steps)
     self.multipliers = config['optim'].get('multipliers', ())
     self.batch = self.data.abstract_batch()
-    self.state = train_step.abstract_state(self.model, self.tx, self.batch, ema=self.options.ema_decay > 0)
+    self.state = train_step.abstract_state(
+        train_step.initializer(self.model, self.tx, self.batch, ema=self.options.ema_decay > 0))
     self.trained = optim.trained(self.state.params, self.multipliers)
     if self.trained is not None:
       self.notes.append(f'{len(self.trained)} of {len(trees.flatten(self.state.params))} arrays are trained at the end; '

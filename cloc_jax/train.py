@@ -103,6 +103,7 @@ def train(config, *, workdir: str | os.PathLike, quiet: bool = False) -> Result:
   model = inference.build_model(config, tokenizer=tokenizer)
   tx, rate = config_lib.call(optim.make, config['optim'], name='optim', total_steps=total)
   loss = config_lib.plain(config['loss'])
+  config_lib.check_keys(losses.total, loss, name='loss', positional=2, given=('mesh', 'step'))
   preprocessing = inference.Preprocessing(image_size=data.image_size, pad=data.pad, text_length=data.text_length,
                                           region_text_length=data.region_text_length)
   info = {'config': config_lib.plain(config), 'tokenizer': tokenizer.to_dict(),
@@ -112,10 +113,20 @@ def train(config, *, workdir: str | os.PathLike, quiet: bool = False) -> Result:
                                    keep_best=saving.keep_best)
   progress = None
   try:
-    multipliers = config['optim'].get('multipliers', ())
-    state, shardings, start, report = _state(
-        model, tx, data, keeper, mesh=mesh, rules=rules, options=options, loss=loss, init=init,
-        parts=config['model'].get('init_parts') or 'both')
+    initializer = train_step.initializer(model, tx, data.abstract_batch(), ema=options.ema_decay > 0)
+    shapes = train_step.abstract_state(initializer)
+    shardings = train_step.state_sharding(shapes, mesh=mesh, rules=rules)
+    stages = stages_lib.Stages(
+        config['optim'].get('multipliers', ()), shapes.params, data.step_flops(model), data.batch_size,
+        lambda trained: train_step.jit_train_step(
+            mesh=mesh, shardings=shardings, model=model, tx=tx, rate=rate, loss=loss,
+            micro_batches=options.micro_batches, ema_decay=options.ema_decay, trained=trained))
+    placed = lambda shape, place: jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=place)
+    abstract, split = jax.tree.map(placed, shapes, shardings), sharding.batch_sharding(mesh)
+    # Fails on what is wrong with loss or model now, before anything is computed. What is traced here is not traced again.
+    stages.step_fn(0).trace(abstract, jax.tree.map(lambda shape: placed(shape, split), data.abstract_batch()))
+    state, start, report = _state(initializer, abstract, keeper, mesh=mesh, rules=rules, seed=options.seed, init=init,
+                                  parts=config['model'].get('init_parts') or 'both', batch_size=data.batch_size)
     functions = inference.Functions(model, tokenizer=tokenizer, preprocessing=preprocessing,
                                     mesh=sharding.local_mesh(mesh))
     run_evals = _evaluator(functions, evals, path=eval_path, splits=splits, workdir=workdir, mesh=mesh)
@@ -135,9 +146,6 @@ def train(config, *, workdir: str | os.PathLike, quiet: bool = False) -> Result:
       progress.say(f'mixture: {mixture_lib.describe(parts)}')
     if report:
       progress.say(report.summary())
-    stages = stages_lib.Stages(multipliers, state.params, data.step_flops(model), data.batch_size, lambda trained: (
-        train_step.jit_train_step(mesh=mesh, shardings=shardings, model=model, tx=tx, rate=rate, loss=loss,
-                                  micro_batches=options.micro_batches, ema_decay=options.ema_decay, trained=trained)))
     progress.say(stages.describe(start))
     if evals.floors and start == 0:
       guard.check_start(run_evals(state.params, 0, progress), evals.floors)
@@ -374,29 +382,20 @@ def _dataset(data: DataOptions, *, tokenizer, seed, skip_examples):
       mixture=data.parts() if data.mixture else (), **own)
 
 
-def _state(model, tx, data: DataOptions, keeper, *, mesh, rules, options: TrainOptions, loss, init, parts):
-  """(state, shardings, step, report): of the newest good checkpoint, else fresh with the init's weights, and how."""
-  batch = data.abstract_batch()
-  ema = options.ema_decay > 0
-  shapes = train_step.abstract_state(model, tx, batch, ema=ema)
-  # Fails on an unknown loss key now, by name, and not inside the first compilation.
-  jax.eval_shape(lambda s, b: config_lib.call(losses.total, loss, model.apply({'params': s.params}, b), b, name='loss',
-                                              mesh=mesh, step=s.step), shapes, batch)
-  shardings = train_step.state_sharding(shapes, mesh=mesh, rules=rules)
-  abstract = jax.tree.map(lambda s, d: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=d), shapes, shardings)
+def _state(initializer, abstract, keeper, *, mesh, rules, seed, init, parts, batch_size):
+  """(state, step, report): of the newest good checkpoint, else fresh with the init's weights, and how."""
   found = keeper.restore_latest(abstract)
   if found is None:
-    state, _ = train_step.init_state(
-        model, tx, batch, mesh=mesh, rules=rules, seed=options.seed, ema=ema, shapes=shapes)
+    state, shardings = train_step.init_state(initializer, mesh=mesh, rules=rules, seed=seed)
     if init is None:
-      return state, shardings, 0, None
-    flat, report = initialize.load_params(init, shapes.params, parts=parts)
-    return initialize.into_state(state, shardings, flat), shardings, 0, report
+      return state, 0, None
+    flat, report = initialize.load_params(init, abstract.params, parts=parts)
+    return initialize.into_state(state, shardings, flat), 0, report
   step, state, info = found
-  if info['examples_seen'] != step * data.batch_size:
+  if info['examples_seen'] != step * batch_size:
     raise ValueError(f'config.data.batch_size: this run saw {info["examples_seen"]} examples in {step} steps; '
-                     f'it cannot go on with a batch of {data.batch_size}')
-  return state, shardings, step, None
+                     f'it cannot go on with a batch of {batch_size}')
+  return state, step, None
 
 
 def _evaluator(functions, evals: EvalOptions, *, path, splits, workdir, mesh):

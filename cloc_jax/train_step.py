@@ -23,30 +23,37 @@ class TrainState:
   ema: Any
 
 
-def abstract_state(model: Cloc, tx: optax.GradientTransformation, batch: Batch, *, ema: bool) -> TrainState:
-  """The state's shapes, without computing anything. `batch` may be abstract."""
-  return jax.eval_shape(lambda key, b: _init(model, tx, key, b, ema), jax.random.key(0), batch)
+Initializer = Callable[[jax.Array], TrainState]
 
 
-def _init(model, tx, key, batch, ema):
-  params = model.init(key, batch)['params']
-  return TrainState(step=jnp.zeros((), jnp.int32), params=params, opt_state=tx.init(params),
-                    ema=jax.tree.map(jnp.copy, params) if ema else None)
+def initializer(model: Cloc, tx: optax.GradientTransformation, batch: Batch, *, ema: bool = False) -> Initializer:
+  """key → a fresh state, for the two functions below. `batch` may be abstract.
+
+  JAX traces one function once: whoever needs shapes and values gives the same object to both.
+  """
+  # Shapes alone matter to init; two images are enough and no real batch is kept alive.
+  shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct((min(2, x.shape[0]), *x.shape[1:]), x.dtype), batch)
+
+  def init(key):
+    params = model.init(key, jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes))['params']
+    return TrainState(step=jnp.zeros((), jnp.int32), params=params, opt_state=tx.init(params),
+                      ema=jax.tree.map(jnp.copy, params) if ema else None)
+  return init
 
 
-def init_state(model: Cloc, tx: optax.GradientTransformation, batch: Batch, *, mesh: Mesh,
-               rules: Sequence[tuple[str, str]], seed: int, ema: bool = False,
-               shapes: TrainState | None = None) -> tuple[TrainState, Any]:
+def abstract_state(init: Initializer) -> TrainState:
+  """The state's shapes, without computing anything."""
+  return jax.eval_shape(init, jax.random.key(0))
+
+
+def init_state(init: Initializer, *, mesh: Mesh, rules: Sequence[tuple[str, str]],
+               seed: int) -> tuple[TrainState, TrainState]:
   """Initialises the state directly where it will live. Returns (state, its shardings).
 
-  The same seed gives the same parameters on any mesh. `shapes`, from abstract_state, spares tracing the model again.
+  The same seed gives the same parameters on any mesh.
   """
-  shapes = abstract_state(model, tx, batch, ema=ema) if shapes is None else shapes
-  shardings = state_sharding(shapes, mesh=mesh, rules=rules)
-  # Shapes alone matter to init; two images are enough and no real batch is kept alive.
-  example = jax.tree.map(lambda x: jnp.zeros((min(2, x.shape[0]), *x.shape[1:]), x.dtype), batch)
-  init = jax.jit(lambda key: _init(model, tx, key, example, ema), out_shardings=shardings)
-  return init(jax.random.key(seed)), shardings
+  shardings = state_sharding(abstract_state(init), mesh=mesh, rules=rules)
+  return jax.jit(init, out_shardings=shardings)(jax.random.key(seed)), shardings
 
 
 def state_sharding(shapes: TrainState, *, mesh: Mesh, rules: Sequence[tuple[str, str]]) -> TrainState:

@@ -52,7 +52,7 @@ def trace(name):
   tx, rate = config_lib.call(optim.make, config.optim, name='optim', total_steps=total)
   batch = abstract_batch(batch_size=4, image_size=data.image_size, text_length=data.text_length,
                          regions=data.regions_per_image, region_text_length=data.region_text_length)
-  state = train_step.abstract_state(model, tx, batch, ema=options.ema_decay > 0)
+  state = train_step.abstract_state(train_step.initializer(model, tx, batch, ema=options.ema_decay > 0))
   after, metrics = jax.eval_shape(functools.partial(
       train_step.train_step, model=model, tx=tx, rate=rate, loss=config_lib.plain(config.loss),
       micro_batches=options.micro_batches, ema_decay=options.ema_decay), state, batch)

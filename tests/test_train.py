@@ -20,6 +20,7 @@ import tiny_experiment as tiny
 
 from cloc_jax import cli, evaluators, inference, metrics, sharding, train
 from cloc_jax.data import schema, sources
+from cloc_jax.models import cloc
 
 
 @pytest.fixture(autouse=True, scope='module')
@@ -51,6 +52,18 @@ def cut_short_fixture(reference, tmp_path):
     (workdir / 'metrics.jsonl').write_text(''.join(line for line in lines if json.loads(line)['step'] <= step))
     return workdir
   return copy
+
+
+@pytest.fixture(name='traced')
+def traced_fixture(monkeypatch):
+  """Grows with every time that JAX has the whole model run through, which is most of a start's seconds."""
+  found, run = [], cloc.Cloc.__call__
+
+  def counted(self, batch):
+    found.append(batch.image.shape[0])
+    return run(self, batch)
+  monkeypatch.setattr(cloc.Cloc, '__call__', counted)
+  return found
 
 
 def state_on_disk(workdir, step):
@@ -197,7 +210,7 @@ def test_nan_stops_the_run_names_the_step_and_keeps_the_last_good_checkpoint(bas
 
 def test_parameters_that_overflow_are_not_saved(config, tmp_path, monkeypatch):
   """Of a step whose loss and gradients were still fine."""
-  last = lambda state, batch: (state, {'loss': np.float32(1), 'grad_norm': np.float32(1), 'param_norm': np.inf})
+  last = jax.jit(lambda state, batch: (state, {'loss': 1.0, 'grad_norm': 1.0, 'param_norm': np.inf}))
   monkeypatch.setattr(train.train_step, 'jit_train_step', lambda **settings: last)
   config.checkpoint.every_steps = 1
   with pytest.raises(train.NonFiniteError, match='^step 1 .*: param_norm not finite; there is no checkpoint yet'):
@@ -209,7 +222,7 @@ def test_parameters_that_overflow_are_not_saved(config, tmp_path, monkeypatch):
 
 
 @pytest.mark.filterwarnings('ignore::pytest.PytestUnraisableExceptionWarning')  # see test_checkpoint.py
-def test_a_damaged_checkpoint_costs_the_steps_since_the_one_before_it(base, reference, cut_short, capsys, caplog):
+def test_a_damaged_checkpoint_costs_the_steps_since_the_one_before_it(base, reference, cut_short, capsys, caplog, traced):
   workdir = cut_short(40)
   for path in (workdir / 'checkpoints' / '00000040' / 'state').rglob('*'):
     if path.is_file() and path.parent.name == 'd':
@@ -221,6 +234,7 @@ def test_a_damaged_checkpoint_costs_the_steps_since_the_one_before_it(base, refe
   assert f'steps 30 → {tiny.TOTAL}' in capsys.readouterr().out
   assert (workdir / 'damaged-checkpoints' / '00000040').is_dir()
   assert_losses_close(workdir, reference)
+  assert traced == [2, tiny.BATCH]
   assert inference.load(workdir, step=40).info['step'] == 40  # written anew
 
 
@@ -382,11 +396,12 @@ def test_averages_evaluations_on_schedule_and_gradients_in_parts(config, referen
     jax.tree.map(np.testing.assert_array_equal, params, states[6]['ema'])
 
 
-def test_quiet_is_quiet_and_worker_processes_change_nothing(config, reference, tmp_path, capfd):
+def test_quiet_is_quiet_and_worker_processes_change_nothing(config, reference, tmp_path, capfd, traced):
   config.data.num_workers = 1
   assert train.train(config, workdir=tmp_path, quiet=True).status == 'done'
   assert capfd.readouterr() == ('', '')
   assert_losses_close(tmp_path, reference)
+  assert traced == [2, tiny.BATCH]  # for the state, from two images, and for the step
 
 
 # --- real photos

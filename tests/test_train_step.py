@@ -141,7 +141,8 @@ def training_fixture(make_batch):
   def training(devices, fsdp, micro_batches):
     mesh = sharding.make_mesh(data=-1, fsdp=fsdp, devices=jax.devices()[:devices])
     tx, rate = optim.make(total_steps=10, warmup_steps=1, learning_rate=1e-2)
-    state, shardings = train_step.init_state(model, tx, batches[0], mesh=mesh, rules=RULES, seed=3, ema=True)
+    state, shardings = train_step.init_state(train_step.initializer(model, tx, batches[0], ema=True), mesh=mesh,
+                                            rules=RULES, seed=3)
     start = jax.tree.map(np.asarray, state.params)
     step = train_step.jit_train_step(mesh=mesh, shardings=shardings, model=model, tx=tx, rate=rate, loss=LOSS,
                                      micro_batches=micro_batches, ema_decay=0.75)
@@ -235,10 +236,10 @@ def test_the_loss_is_told_the_step(make_batch):
 def test_abstract_state_has_the_real_shapes(training, make_model, make_batch):
   *_, state, _ = training(1, 1, 1)
   tx, _ = optim.make(total_steps=10, warmup_steps=1)
-  shapes = train_step.abstract_state(Small(), tx, make_batch(images=8), ema=True)
+  shapes = train_step.abstract_state(train_step.initializer(Small(), tx, make_batch(images=8), ema=True))
   assert jax.tree.structure(shapes) == jax.tree.structure(state)
   jax.tree.map(lambda s, x: (s.shape, s.dtype) == (x.shape, x.dtype) or pytest.fail(f'{s} {x.shape}'), shapes, state)
-  assert train_step.abstract_state(make_model(), tx, make_batch(images=8), ema=False).ema is None
+  assert train_step.abstract_state(train_step.initializer(make_model(), tx, make_batch(images=8))).ema is None
 
 
 def test_evaluation_reports_the_terms_of_the_loss(setup):

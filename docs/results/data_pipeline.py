@@ -5,11 +5,13 @@
 Photos are brought to 500 pixels on the long side (JPEG, quality 90), or taken as they are, and stored with boxes,
 captions and phrases, most of which occur once, so that the tokenizer's cache does not flatter. Costs are processor time,
 not wall time: the machine may be shared. A bare loop is OpenCV's functions on images in memory, and nothing of this
-project. The first table is of one thread, whose batches take turns with batches of the bare loop; the second is of the
+project; so the files of records are in memory too, in the system's cache, when a measurement begins. Garbage is collected
+as the commands of `cloc` have it. The first table is of one thread, whose batches take turns with batches of the bare loop; the second is of the
 pipeline as it is used, with Grain's thread or worker processes (of the process and its workers), against the bare loop
 before and after. Medians, and ratios within a round. Linux.
 """
 import argparse
+import gc
 import io
 import itertools
 import json
@@ -27,6 +29,7 @@ import numpy as np
 import PIL.Image
 import result_page
 
+from cloc_jax import cli
 from cloc_jax import geometry as geometry_lib
 from cloc_jax.data import pipeline, schema, sources, tokenizer, transforms
 
@@ -140,8 +143,17 @@ BARE = {'Pillow, bilinear': pillow, 'OpenCV, whole, linear': opencv_linear, 'exa
 BARE_OF = {'exact': 'exact: OpenCV, whole, area', 'fast': 'fast: OpenCV, reduced, linear'}
 
 
+def read_all(path) -> None:
+  """So that all files are in the system's cache."""
+  for file in pathlib.Path(path).iterdir():
+    with open(file, 'rb') as stream:
+      while stream.read(1 << 24):
+        pass
+
+
 def paired(path, tokens, jpegs, *, mode, batches) -> dict[str, float]:
   """Microseconds an image, of one thread: medians over batches of the bare loop and of the pipeline in turns."""
+  read_all(path)
   made = iter(pipeline.train_dataset(path, split='train', tokenizer=tokens, batch_size=BATCH, image_size=SIDE,
                                      decode=mode, prefetch=0))
   few = list(itertools.islice(itertools.cycle(jpegs), BATCH))
@@ -161,6 +173,7 @@ def paired(path, tokens, jpegs, *, mode, batches) -> dict[str, float]:
 
 def pipeline_cost(path, tokens, *, mode, workers, count) -> float:
   """Of `count` images through train_dataset, after some batches to start up."""
+  read_all(path)
   data = pipeline.train_dataset(path, split='train', tokenizer=tokens, batch_size=BATCH, image_size=SIDE, decode=mode,
                                 num_workers=workers)
   batches = iter(data)
@@ -202,6 +215,7 @@ def main():
   parser.add_argument('--rounds', type=int, default=3)
   parser.add_argument('--workers', type=int, nargs='+', default=[0, 2])
   args = parser.parse_args()
+  gc.set_threshold(*cli.GC_THRESHOLD)
   jpegs = photos(args.photos)
   with tempfile.TemporaryDirectory() as folder:
     path, whole = pathlib.Path(folder) / 'set', pathlib.Path(folder) / 'as_they_are'
