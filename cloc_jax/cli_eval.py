@@ -26,9 +26,11 @@ def add_verbs(verbs) -> None:
   what = evaluate.add_mutually_exclusive_group(required=True)
   what.add_argument('--data', metavar='PATH', help='a data set made by `cloc data`, or files as they are: '
                     'coco:images=DIR,instances=FILE.json, jsonl:FILE.jsonl, webdataset:DIR/*.tar (docs/data.md)')
-  what.add_argument('--imagefolder', metavar='DIR', help='zero-shot classification of images, one folder a class')
-  evaluate.add_argument('--classes', metavar='FILE.json', help='of an image folder: {"classes": {FOLDER: NAME}, '
-                        '"templates": ["a photo of a {}."]}; default: the folders\' names, that template')
+  what.add_argument('--imagefolder', metavar='DIR', action='append', help='zero-shot classification of images, one '
+                    'folder a class; may be repeated')
+  evaluate.add_argument('--classes', metavar='FILE.json', action='append', help='of an image folder: {"classes": '
+                        '{FOLDER: NAME}, "templates": ["a photo of a {}."]}; default: the folders\' names, that '
+                        'template. Of several folders: one each, in their order')
   evaluate.add_argument('--task', choices=('imagenet', 'imagenet-v2', 'imagenet-a', 'imagenet-r', 'imagenet-sketch'),
                         help="of an image folder: ImageNet's classes, with CLIP's names and 80 templates")
   evaluate.add_argument('--labels', metavar='FILE', help="with --task imagenet, of the validation archive's flat "
@@ -77,7 +79,7 @@ def _eval(args) -> int:
   with hosts.together():
     encoder = encoders.load(args.checkpoint or args.encoder, step=args.step, tokenizer=args.tokenizer, mesh=mesh)
   if args.imagefolder:
-    return _eval_imagefolder(encoder, args)
+    return _eval_imagefolders(encoder, args)
   for option in ('classes', 'task', 'labels'):
     if getattr(args, option):
       raise ValueError(f'--{option} belongs to --imagefolder; a data set made by `cloc data` lists its own classes')
@@ -85,7 +87,7 @@ def _eval(args) -> int:
   with hosts.together():
     splits = evaluate.splits_to_evaluate(args.data, args.split)
     writer = _dump(args, encoder)
-  out = pathlib.Path(args.out) if args.out else _evals_folder(encoder, args)
+  out = pathlib.Path(args.out) if args.out else _evals_folder(encoder, args, data=args.data)
   parts = []
   with writer as dumped:
     for split in splits:
@@ -138,26 +140,54 @@ def _eval_split(encoder, args, *, split, out, dumped):
   return dataclasses.replace(part, found=found, pictures={image: p for (_, image), p in drawn.items()}, missing=missing)
 
 
-def _eval_imagefolder(encoder, args) -> int:
+def _eval_imagefolders(encoder, args) -> int:
   import jax
-  from cloc_jax import eval_report, evaluate, findings, pictures
-  from cloc_jax.data import imagenet
   for option in ('split', 'dump', 'region_embedding', 'pool_limit', 'proposals'):
     if getattr(args, option):
       raise ValueError(f'--{option.replace("_", "-")} does not apply to --imagefolder')
-  name, images, prompts = pathlib.Path(args.imagefolder).resolve().name, None, None
+  folders, classes = args.imagefolder, args.classes or [None] * len(args.imagefolder)
+  if len(classes) != len(folders):
+    raise ValueError(f'--classes: expected none, or one for each of {len(folders)} image folders, got {len(classes)}')
+  if len(folders) > 1 and (args.task or args.labels):
+    raise ValueError('--task and --labels are of one --imagefolder')
+  names = _names(folders)
+  parts = [_eval_imagefolder(encoder, args, folder, name=name, classes=listed)
+           for folder, name, listed in zip(folders, names, classes)]
+  if not jax.process_index():
+    _print_and_report(parts, encoder, args, data=', '.join(map(os.path.abspath, folders)))
+  return 0
+
+
+def _names(folders) -> list[str]:
+  """The folders' names, with as many of those above them as it takes to tell them apart."""
+  paths = [pathlib.Path(folder).resolve() for folder in folders]
+  if len(set(paths)) < len(paths):
+    raise ValueError(f'--imagefolder: a folder is there twice: {", ".join(folders)}')
+  for depth in range(1, max(len(path.parts) for path in paths) + 1):
+    names = ['-'.join(path.parts[-depth:]).lstrip('/') for path in paths]
+    if len(set(names)) == len(names):
+      break
+  return names
+
+
+def _eval_imagefolder(encoder, args, images, *, name, classes):
+  """One folder's eval_report.Part, on the first host."""
+  import jax
+  from cloc_jax import eval_report, evaluate, findings, pictures
+  from cloc_jax.data import imagenet
+  total, prompts = None, None
   if args.task:
     task = imagenet.read_task(args.task)
-    images = min(task.images, args.limit or task.images)
+    total = min(task.images, args.limit or task.images)
     prompts = len(task.classes.names) * len(task.classes.templates)
   evaluation, about, classified = evaluate.run_imagefolder(
-      encoder, path=args.imagefolder, classes=args.classes, task=args.task, labels=args.labels, limit=args.limit,
-      allow_missing=args.allow_missing, batch_size=args.batch_size, progress=_counter(name, total=images),
+      encoder, path=images, classes=classes, task=args.task, labels=args.labels, limit=args.limit,
+      allow_missing=args.allow_missing, batch_size=args.batch_size, progress=_counter(name, total=total),
       text_progress=_counter(name, what='prompts', total=prompts))
   if jax.process_index():
-    return 0
-  folder = pathlib.Path(args.out) if args.out else _evals_folder(encoder, args)
-  path = evaluate.write(evaluation, folder / f'{name}.json', **encoder.info, data=os.path.abspath(args.imagefolder),
+    return None
+  folder = pathlib.Path(args.out) if args.out else _evals_folder(encoder, args, data=images, name=name)
+  path = evaluate.write(evaluation, folder / f'{name}.json', **encoder.info, data=os.path.abspath(images),
                         limit=args.limit, **about)
   print(f'\r{name}: {path}', file=sys.stderr)
   if about['other_files']:
@@ -168,8 +198,7 @@ def _eval_imagefolder(encoder, args) -> int:
   if any(report.endswith('.html') for report in args.report):
     found = findings.of_folder(classified)
     part = dataclasses.replace(part, found=found, pictures=pictures.of_files(found.images))
-  _print_and_report([part], encoder, args, data=os.path.abspath(args.imagefolder))
-  return 0
+  return part
 
 
 def _print_and_report(parts, encoder, args, *, data) -> None:
@@ -195,17 +224,16 @@ def _eval_diff(args) -> int:
   return 0
 
 
-def _evals_folder(encoder, args):
+def _evals_folder(encoder, args, *, data, name=None):
   """The run's own evaluations are what its report shows; anything else gets a folder of its own beside them."""
   from cloc_jax.data import spec
   info, how = encoder.info, encoder.info.get('region_embedding', 'model')
-  data = spec.absolute(args.data or args.imagefolder)
-  name = spec.short_name(args.data or args.imagefolder)
+  name = name or spec.short_name(data)
   if 'step' not in info:
     return pathlib.Path('evals') / '-'.join([*pathlib.PurePath(info['encoder'].partition(':')[2]).parts[-2:],
                                              name, *([how] if how != 'model' else [])])
   folder = pathlib.Path(info['encoder']).parent / 'evals'
-  own = bool(encoder.trained_on) and spec.absolute(encoder.trained_on) == data
+  own = bool(encoder.trained_on) and spec.absolute(encoder.trained_on) == spec.absolute(data)
   if own and how == 'model' and args.limit is None and args.step is None:
     return folder
   return folder / '-'.join([name, f'step{info["step"]}', *([how] if how != 'model' else [])])

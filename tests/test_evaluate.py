@@ -106,6 +106,36 @@ def test_the_verb_writes_the_figures_of_an_image_folder(tmp_path, monkeypatch, c
   assert '--split does not apply to --imagefolder' in capsys.readouterr().err
 
 
+def test_several_image_folders_in_one_command(tmp_path, monkeypatch, capsys):
+  """Folders of one name keep apart, each with its own classes, and stand side by side."""
+  from cloc_jax import cli
+  colors = {'red': (250, 0, 0), 'green': (0, 250, 0), 'blue': (0, 0, 250)}
+  for folder, images in {'a/val': ('red', 'green'), 'b/val': ('blue', 'blue')}.items():
+    for number, (name, painted) in enumerate(zip(('red', 'blue'), images)):
+      (tmp_path / folder / name).mkdir(parents=True)
+      Image.new('RGB', (8, 8), colors[painted]).save(tmp_path / folder / name / f'{number}.png')
+  monkeypatch.setattr(encoders, 'load', lambda spec, **options: color_encoder())
+  monkeypatch.chdir(tmp_path)
+  argv = ['eval', '--encoder', 'hf:x/colors', '--imagefolder', 'a/val', '--imagefolder', 'b/val']
+  assert cli.main([*argv, '--report', 'both.html', '--report', 'both.md']) == 0
+  head, rule, row, *_ = [line.split('|') for line in capsys.readouterr().out.splitlines()]
+  assert [cell.strip() for cell in head[2:4]] == ['a-val', 'b-val'] and [c.strip() for c in row[2:4]] == ['50.0', '50.0']
+  for name in ('a-val', 'b-val'):
+    got = json.loads((tmp_path / 'evals' / f'x-colors-{name}' / f'{name}.json').read_text())
+    assert got['data'] == str(tmp_path / name.replace('-', '/')) and got['metrics']['zeroshot/images'] == 2
+  page = (tmp_path / 'both.html').read_text()
+  assert 'a-val' in page and 'b-val' in page and page.count('data:image') >= 4 and 'b-val' in (tmp_path / 'both.md').read_text()
+  (tmp_path / 'c.json').write_text(json.dumps({'classes': {'red': 'blue', 'blue': 'red'}}))
+  (tmp_path / 'd.json').write_text(json.dumps({'classes': {'red': 'red', 'blue': 'blue'}}))
+  assert cli.main([*argv, '--classes', 'c.json', '--classes', 'd.json', '--out', 'here']) == 0
+  assert [json.loads((tmp_path / 'here' / f'{name}.json').read_text())['metrics']['zeroshot/top1']
+          for name in ('a-val', 'b-val')] == [0.0, 0.5]
+  for more, said in ((['--classes', 'c.json'], 'one for each of 2 image folders, got 1'),
+                     (['--task', 'imagenet'], 'are of one --imagefolder'),
+                     (['--imagefolder', 'b/../a/val'], 'a folder is there twice')):
+    assert cli.main([*argv, *more]) == 2 and said in capsys.readouterr().err
+
+
 def test_the_pool_of_a_retrieval_stands_beside_its_figures():
   # (Training keeps its metrics as floats.)
   metrics = {'region_retrieval/r2t_r1': 0.125, 'region_retrieval/t2r_distinct_r10': 0.5, 'region_retrieval/pool': 12345,
