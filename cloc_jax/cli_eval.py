@@ -107,7 +107,11 @@ def _dump(args, encoder):
   from cloc_jax.data import spec
   if not args.dump or jax.process_index():
     return contextlib.nullcontext()
-  return dump.Writer(args.dump, info={**encoder.info, 'data': spec.absolute(args.data)})
+  return dump.Writer(args.dump, info={**encoder.info, 'data': spec.absolute(args.data), **_proposals(args)})
+
+
+def _proposals(args) -> dict[str, str]:
+  return {'proposals': os.path.abspath(args.proposals)} if args.proposals else {}
 
 
 def _eval_split(encoder, args, *, split, out, dumped):
@@ -122,9 +126,8 @@ def _eval_split(encoder, args, *, split, out, dumped):
   with hosts.together():
     if predictions is None:  # the first host writes
       return None
-    extra = {'proposals': os.path.abspath(args.proposals)} if args.proposals else {}
     path = evaluate.write(evaluation, out / f'{split}.json', **encoder.info, data=os.fspath(args.data), split=split,
-                          limit=args.limit, **extra)
+                          limit=args.limit, **_proposals(args))
     if dumped is not None:
       evaluate.dump(dumped, predictions, encoder, path=args.data, split=split)
   print(f'\r{split}: {path}', file=sys.stderr)

@@ -8,6 +8,8 @@ One row a region, in the order of the data; columns whose evaluator had nothing 
   rank                           how many other classes are at least as similar as the right one; 0 is right
   found_x0 … found_y1, iou       where the box head sees the caption, pixels; IoU with the box
   chosen_iou                     IoU of the image's box that is most similar to the caption
+  supplied_x0 … supplied_y1,     the proposal (`--proposals`) that is most similar to the caption, pixels; its IoU with
+  supplied_iou                   the box, 0 where the image has no proposals
 The schema's metadata holds, under 'cloc_jax', JSON: what was evaluated, and on which data set.
 """
 import json
@@ -16,10 +18,13 @@ import pathlib
 
 import numpy as np
 
+from cloc_jax import boxes as box_lib
 from cloc_jax import evaluators
+from cloc_jax.evaluators import ranking
 
 _KEY = b'cloc_jax'
 FORMAT = 1
+_LATER = ('supplied_x0', 'supplied_y0', 'supplied_x1', 'supplied_y1', 'supplied_iou')  # older files lack them
 _ROWS = 100_000  # of a row group: what is held as Python objects at once
 
 
@@ -80,6 +85,14 @@ class Writer:
     if chosen:
       for row, region in enumerate(chosen.region):
         columns['chosen_iou'][region] = float(chosen.iou[row])
+    if predictions.chosen_proposals is not None:
+      found = predictions.chosen_proposals
+      iou = np.nan_to_num(box_lib.iou(found, boxes))
+      for region in np.flatnonzero([bool(ranking.canonical(c)) for c in predictions.region_captions]):
+        columns['supplied_iou'][region] = float(iou[region])
+        if not np.isnan(found[region]).any():
+          for name, value in zip(_LATER, found[region]):
+            columns[name][region] = float(value)
     for start in range(0, count, _ROWS):
       part = {name: values[start:start + _ROWS] for name, values in columns.items()}
       self._file.write_table(self._pa.table(part, schema=self._schema))
@@ -100,12 +113,12 @@ def read(path: str | os.PathLike) -> tuple[dict[str, list], dict]:
   except pa.ArrowInvalid as error:
     raise ValueError(f'{path}: not a Parquet file: {error}') from error
   info = json.loads((table.schema.metadata or {}).get(_KEY, b'{}'))
-  missing = sorted(set(_schema(pa).names) - set(table.column_names))
+  missing = sorted(set(_schema(pa).names) - set(table.column_names) - set(_LATER))
   if not info or missing:
     raise ValueError(f'{path}: not a dump of `cloc eval --dump`: it lacks {missing or "our metadata"}')
   if info['format'] > FORMAT:
     raise ValueError(f'{path}: format {info["format"]}; this version reads up to {FORMAT}')
-  return table.to_pydict(), info
+  return {name: [None] * len(table) for name in _LATER} | table.to_pydict(), info
 
 
 def _measured(evaluator, predictions):
@@ -122,7 +135,7 @@ def _schema(pa):
       ('x0', number), ('y0', number), ('x1', number), ('y1', number), ('caption', pa.string()),
       ('category', pa.string()), ('top_classes', pa.list_(pa.string())), ('top_scores', pa.list_(number)),
       ('rank', pa.int32()), ('found_x0', number), ('found_y0', number), ('found_x1', number), ('found_y1', number),
-      ('iou', number), ('chosen_iou', number)])
+      ('iou', number), ('chosen_iou', number), *((name, number) for name in _LATER)])
 
 
 def _arrow():

@@ -15,9 +15,14 @@ JUDGEMENTS = {
     'recognition': ('rank', lambda rank: rank == 0),
     'grounding': ('iou', lambda iou: iou >= IOU_THRESHOLD),
     'grounding_proposals': ('chosen_iou', lambda iou: iou >= IOU_THRESHOLD),
+    'grounding_supplied': ('supplied_iou', lambda iou: iou >= IOU_THRESHOLD),
 }
+# Those whose answer is a box of its own → how its columns begin, and who gives it.
+_ANSWERS = {'grounding': ('found', 'where B’s box head sees the phrase'),
+            'grounding_supplied': ('supplied', 'the proposal that B takes')}
 _TITLES = {'recognition': 'Recognition', 'grounding': 'Grounding by the box head',
-           'grounding_proposals': "Grounding among the image's own boxes"}
+           'grounding_proposals': "Grounding among the image's own boxes",
+           'grounding_supplied': 'Grounding among the supplied boxes'}
 _CLASSES = 12  # in a table of the page
 _BOX_SLACK = 0.5  # pixels between two dumps' boxes: encoders differ in their canvases, and so in rounding
 
@@ -86,6 +91,9 @@ def text(diff: Diff, *, classes: int = 20) -> str:
   """The comparison as lines for a terminal, with the classes that flipped most."""
   lines = [f'{diff.regions:,} regions in both' + ''.join(
       f'; {n:,} in {name} alone' for name, n in (('A', diff.only_a), ('B', diff.only_b)) if n)]
+  proposals = [info.get('proposals', 'none named') for info in (diff.info_a, diff.info_b)]
+  if 'grounding_supplied' in diff.comparisons and proposals[0] != proposals[1]:
+    lines.append(f'A and B chose from other proposals: {", ".join(proposals)}')
   for name, found in diff.comparisons.items():
     worse = sum(not f.better for f in found.flips)
     lines += ['', f'{name}: {100 * found.right_a / found.both:.1f} % → {100 * found.right_b / found.both:.1f} % of '
@@ -116,8 +124,8 @@ def write_page(diff: Diff, out: str | os.PathLike, *, images: int = 24, image_si
     body.append(f'<p class="bad">No pictures: {html.escape(missing)}</p>')
   for judgement, found in diff.comparisons.items():
     body.append(f'<h2>{html.escape(_TITLES[judgement])}</h2>{_summary(found)}')
-    if judgement == 'grounding':
-      body.append('<p class="soft">Dashed: the true box. Solid: where B’s box head sees the phrase.</p>')
+    if judgement in _ANSWERS:
+      body.append(f'<p class="soft">Dashed: the true box. Solid: {_ANSWERS[judgement][1]}.</p>')
     for better in (False, True):
       flips, total = shown[judgement, better], sum(f.better == better for f in found.flips)
       if total:
@@ -169,10 +177,12 @@ def _card(flip, drawn, judgement) -> str:
     canvas, geometry = drawn[a['split'], a['image_id']]
     side = canvas.shape[0]
     place = lambda row, names: geometry.boxes_to_canvas(np.array([row[n] for n in names]))
-    grounded = judgement == 'grounding'
-    overlay = page.box(place(a, ('x0', 'y0', 'x1', 'y1')), index=0, side=side, dashed=grounded, number=False)
-    if grounded:
-      overlay += page.box(place(b, ('found_x0', 'found_y0', 'found_x1', 'found_y1')), index=0, side=side, number=False)
+    corners = ('x0', 'y0', 'x1', 'y1')
+    overlay = page.box(place(a, corners), index=0, side=side, dashed=judgement in _ANSWERS, number=False)
+    if judgement in _ANSWERS:
+      answer = [f'{_ANSWERS[judgement][0]}_{corner}' for corner in corners]
+      if b[answer[0]] is not None:  # an image may have no proposals
+        overlay += page.box(place(b, answer), index=0, side=side, number=False)
     picture = page.picture(canvas, overlay)
   if judgement == 'recognition':
     said = ' → '.join(f'{page.words(row["top_classes"][0])} ({row["top_scores"][0]:.2f})'

@@ -115,6 +115,7 @@ def run_encoder(encoder: encoders.Encoder, *, path: str | os.PathLike, split: st
       evaluation = dataclasses.replace(evaluation, coverage=coverage_lib.total(counters))
       if found is not None:
         detector.take(found)
+        predictions = dataclasses.replace(predictions, chosen_proposals=detector.chosen(predictions))
         _add_detections(evaluation, detector)
         _report_left_out(proposed, detector, where=os.fspath(proposals))
   evaluation = hosts.from_first(evaluation)

@@ -73,6 +73,29 @@ def test_flips_are_counted_by_class_and_direction(pair):
   assert all(not c.flips for c in same.comparisons.values())
 
 
+def test_supplied_proposals(pair, tmp_path):
+  """Of the first region the true box is taken, of the second another one, of the third's image there are none."""
+  taken = np.float32([BOXES[0], BOXES[0], [np.nan] * 4, [np.nan] * 4])
+  first = write(tmp_path / 'first.parquet', predictions(EYE[:4], chosen_proposals=taken))
+  rows = parquet.read_table(first).to_pylist()
+  assert [r['supplied_iou'] for r in rows] == pytest.approx([1, 0, 0, None], abs=1e-3)
+  assert [r['supplied_x1'] for r in rows] == [100, 100, None, None]
+  taken = np.float32([BOXES[3], BOXES[1], BOXES[2], [np.nan] * 4])
+  second = write(tmp_path / 'second.parquet', predictions(EYE[:4], chosen_proposals=taken),
+                 info={'encoder': 'x', 'data': '/nowhere', 'proposals': '/there/boxes.json'})
+  diff = eval_diff.compare(first, second)
+  found = diff.comparisons['grounding_supplied']
+  assert (found.both, found.right_a, found.right_b) == (3, 1, 3)  # IoU 0.5 counts as right
+  assert [(f.a['caption'], f.better) for f in found.flips] == [('a dog', True), ('a thing', True)]
+  assert 'A and B chose from other proposals: none named, /there/boxes.json' in eval_diff.text(diff)
+  assert 'Grounding among the supplied boxes' in eval_diff.write_page(diff, tmp_path / 'page.html').read_text()
+  # A file of before there were these columns.
+  table = parquet.read_table(pair[0])
+  parquet.write_table(table.drop_columns([n for n in table.column_names if n.startswith('supplied')]), pair[0])
+  assert 'grounding_supplied' not in eval_diff.compare(pair[0], first).comparisons
+  assert dump.read(pair[0])[0]['supplied_iou'] == [None] * 4
+
+
 def test_dumps_of_other_data_are_refused(pair, tmp_path):
   other = write(tmp_path / 'other.parquet', predictions(EYE[:4]), split='train')
   with pytest.raises(ValueError, match="no region is in both; .* of split 'val'.* of split 'train'"):

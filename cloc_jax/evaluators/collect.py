@@ -58,6 +58,8 @@ class Predictions:
   pred_scores: (k,) float32; None without a box head.
   points: (k, 2) float32 xy, normalised to the canvas: the centre of the patch on the image that is most like each
     region's caption; None without patch embeddings.
+  chosen_proposals: (k, 4) float32 xyxy, pixels of the original images: of proposals from a file, the one that is most
+    like each region's caption, NaN where there is none; None without such a file.
   masked_images: how many images of the batches were masked out (unreadable, or padding with a record of its own).
   image_position: (n,) int64, the place of each image among all images of the batches, masked ones included; None where
     nobody asks.
@@ -77,6 +79,7 @@ class Predictions:
   pred_boxes: np.ndarray | None = None
   pred_scores: np.ndarray | None = None
   points: np.ndarray | None = None
+  chosen_proposals: np.ndarray | None = None
   masked_images: int = 0
   image_position: np.ndarray | None = None
 

@@ -6,7 +6,7 @@ import numpy as np
 
 from cloc_jax import boxes as box_lib
 from cloc_jax.evaluators import average_precision, ranking
-from cloc_jax.evaluators.collect import EncoderFns, collect
+from cloc_jax.evaluators.collect import EncoderFns, Predictions, collect
 from cloc_jax.evaluators.grounding import IOU_THRESHOLD
 
 SCALE = 100.0  # of the softmax over classes: CLIP's own temperature, where its training clips it
@@ -49,7 +49,9 @@ class Detection:
     self._images: list[average_precision.Image] = []
     self._counts: list[int] = []  # proposals an image
     self._met = [0, 0]  # true boxes that some proposal meets, all
-    self._ious: list[float] = []  # of each phrase's most similar proposal, 0 without one
+    # Of each phrase: its image, the number of its region there, and the most similar proposal, its IoU (None and 0
+    # where the image has no proposals).
+    self._phrases: list[tuple[str, int, tuple[float, ...] | None, float]] = []
     self._reachable = 0  # phrases that some proposal meets
 
   def watch(self, fns: EncoderFns, batches):
@@ -76,12 +78,13 @@ class Detection:
   @property
   def share(self) -> tuple:
     """What was found so far, for `take`."""
-    return self._images, self._counts, self._met, self._ious, self._reachable
+    return self._images, self._counts, self._met, self._phrases, self._reachable
 
   def take(self, shares: Sequence[tuple]) -> None:
     """Puts the shares of several hosts, which had different images, in the place of what was found so far."""
-    images, counts, met, ious, reachable = zip(*shares)
-    self._images, self._counts, self._ious = ([x for part in parts for x in part] for parts in (images, counts, ious))
+    images, counts, met, phrases, reachable = zip(*shares)
+    self._images, self._counts, self._phrases = (
+        [x for part in parts for x in part] for parts in (images, counts, phrases))
     self._met, self._reachable = [sum(values) for values in zip(*met)], sum(reachable)
 
   @property
@@ -99,12 +102,24 @@ class Detection:
       yield 'detection/images_without_proposals', self._counts.count(0)
       if self._met[1]:
         yield 'detection/recall_proposals', self._met[0] / self._met[1]
-    if self._ious:
-      ious = np.array(self._ious)
+    if self._phrases:
+      ious = np.array([iou for *_, iou in self._phrases])
       yield 'grounding_supplied/acc_iou50', float((ious >= IOU_THRESHOLD).mean())
       yield 'grounding_supplied/mean_iou', float(ious.mean())
       yield 'grounding_supplied/recall_proposals', self._reachable / len(ious)
       yield 'grounding_supplied/phrases', len(ious)
+
+  def chosen(self, predictions: Predictions) -> np.ndarray:
+    """(k, 4) float32 xyxy, pixels of the original images: each phrase's proposal, NaN where there is none.
+
+    predictions: of the same images.
+    """
+    first = dict(zip(predictions.image_ids, np.searchsorted(predictions.region_image, np.arange(len(predictions.geometry)))))
+    out = np.full((len(predictions.boxes), 4), np.nan, np.float32)
+    for image_id, region, box, _ in self._phrases:
+      if box is not None:
+        out[first[image_id] + region] = box
+    return out
 
   def _with_proposals(self, example):
     boxes, _ = self._proposals(example.image_id)
@@ -120,9 +135,13 @@ class Detection:
     met = (overlap >= IOU_THRESHOLD).any(1)
     for r, caption in enumerate(example.region_captions):
       if ranking.canonical(caption):
-        similarity = z @ z_text[r]
-        best = similarity >= similarity.max(initial=-np.inf) - ranking.TIE
-        self._ious.append(float(overlap[r][best].min(initial=1)) if len(boxes) else 0.0)
+        box, iou = None, 0.0
+        if len(boxes):
+          similarity = z @ z_text[r]
+          best = np.flatnonzero(similarity >= similarity.max() - ranking.TIE)
+          worst = best[overlap[r][best].argmin()]
+          box, iou = tuple(boxes[worst].tolist()), float(overlap[r][worst])
+        self._phrases.append((example.image_id, r, box, iou))
         self._reachable += int(met[r])
     if self._z_class is None:
       return

@@ -1,4 +1,5 @@
 """Detection over supplied proposals: NMS against a plain loop, AP against pycocotools and by hand."""
+import dataclasses
 import contextlib
 import io
 import types
@@ -219,7 +220,7 @@ def detect(proposals, *, masked=(), categories=NAMES):
       proposals=lambda name: (np.float32(proposals.get(name, [])).reshape(-1, 4),
                               np.ones(len(proposals.get(name, [])), np.float32)))
   predictions = collect(fns, detector.watch(fns, model.batches(masked=masked)))
-  return dict(detector.run()), predictions, model
+  return dict(detector.run()), dataclasses.replace(predictions, chosen_proposals=detector.chosen(predictions)), model
 
 
 def test_true_boxes_as_proposals_find_everything():
@@ -234,7 +235,9 @@ def test_true_boxes_as_proposals_find_everything():
 
 def test_moved_and_missing_proposals_cost():
   moved = {'a': [[20, 0, 80, 60], [100, 20, 180, 90], [0, 60, 40, 100]], 'b': []}  # IoU 40/80 with the cat
-  got, _, _ = detect(moved)
+  got, predictions, _ = detect(moved)
+  assert [predictions.image_ids[i] for i in predictions.region_image] == ['a', 'a', 'b']
+  np.testing.assert_allclose(predictions.chosen_proposals, [*moved['a'][:2], [np.nan] * 4], atol=1e-4)
   assert got['detection/recall_proposals'] == pytest.approx(2 / 3)
   # Of ten thresholds the cat is found at one, the dog at all, the bus at none.
   assert got['detection/ap'] == pytest.approx((0.1 + 1 + 0) / 3) and got['detection/ap50'] == pytest.approx(2 / 3)
@@ -250,5 +253,6 @@ def test_without_categories_there_is_grounding_alone():
 
 
 def test_of_equally_similar_proposals_the_worst_counts():
-  got, _, _ = detect({'a': [[0, 0, 60, 60], [0, 0, 60, 30]]})  # both are cats to the model
+  got, predictions, _ = detect({'a': [[0, 0, 60, 60], [0, 0, 60, 30]]})  # both are cats to the model
+  np.testing.assert_allclose(predictions.chosen_proposals[0], [0, 0, 60, 30], atol=1e-4)
   assert got['grounding_supplied/mean_iou'] == pytest.approx(0.5 / 3, abs=1e-5)
