@@ -1,6 +1,7 @@
 """From encoded bytes to the square canvas; the boxes go through the same geometry as the pixels."""
 import dataclasses
 import io
+import os
 import re
 
 import cv2
@@ -13,6 +14,9 @@ from cloc_jax.data import jpeg
 
 # Worker processes are the unit of parallelism here: OpenCV's own threads would fight with them, and with the trainer.
 cv2.setNumThreads(0)
+# What OpenCV cannot read goes to Pillow, and then becomes an error that names the record; OpenCV's own lines name nothing.
+if 'OPENCV_LOG_LEVEL' not in os.environ:
+  (cv2.setLogLevel if hasattr(cv2, 'setLogLevel') else cv2.utils.logging.setLogLevel)(0)  # OpenCV 4, and 5
 
 _JPEG_START, _JPEG_END = b'\xff\xd8', b'\xff\xd9'
 _PNG_START, _PNG_END = b'\x89PNG', b'IEND\xaeB`\x82'

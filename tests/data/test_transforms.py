@@ -47,6 +47,13 @@ def test_sixteen_bits_are_scaled_not_clipped():
   np.testing.assert_array_equal(transforms.as_rgb(PIL.Image.open(io.BytesIO(data))), want)
 
 
+@pytest.mark.parametrize('kind, mode', [(np.int32, 'I'), (np.float32, 'F')])
+def test_what_pillow_alone_reads_is_read_without_a_word(kind, mode, capfd):
+  image = PIL.Image.fromarray(photo()[..., 0].astype(kind))
+  assert image.mode == mode and transforms.decode(encoded(image, 'TIFF'), where='here').shape == (60, 91, 3)
+  assert capfd.readouterr() == ('', '')
+
+
 @pytest.mark.parametrize('orientation', range(1, 9))
 @pytest.mark.parametrize('kind', ['JPEG', 'PNG'])
 def test_exif_orientation_is_applied(kind, orientation):
