@@ -42,6 +42,7 @@ setup(
                 'faster-coco-eval>=1.8', 'pyarrow>=17', 'fsspec>=2024.6', 'aiohttp>=3.9'],
         'tpu': ['jax[tpu]>=0.10'],
         'cuda': ['jax[cuda13]>=0.10'],
+        'peers': ['torchmetrics>=1.4'],  # other people's metrics, which tests compare ours with; needs PyTorch
         'stores': ['moto[server]>=5', 's3fs>=2024.6'],  # tests against a server that speaks S3's protocol
         'cloud': ['fsspec>=2024.6', 'gcsfs>=2024.6', 's3fs>=2024.6', 'aiohttp>=3.9'],  # gs://, s3://, https://
         'hf': ['torch>=2.4', 'transformers>=4.56'],
