@@ -109,7 +109,8 @@ def table(results) -> str:
     for f in found:
       name = 'exact and fast in turns' if part == 'one' else f'{f["decode"]}, {f["workers"] or "no"} workers'
       cases.setdefault(name, []).append(f['mb'])
-    lines += [f'{said.capitalize()}: {found[-1]["minutes"]:,.0f} minutes of {results[part].get("time", "processor time")}, '
+    clock = results[part].get('time', 'processor time')
+    lines += [f'{said.capitalize()}: {found[-1]["minutes"]:,.0f} minutes of {clock}, '
               f'{found[-1]["images"]:,} images of '
               f'{results[part]["records"]:,} records; medians over the quarters of the readings. Made by `python '
               f'docs/results/data_memory.py{" --turns" if part == "turns" else ""}`.', '',
