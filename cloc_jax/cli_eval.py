@@ -145,6 +145,8 @@ def _eval_split(encoder, args, *, split, out, dumped):
 
 def _eval_imagefolders(encoder, args) -> int:
   import jax
+  from cloc_jax import hosts
+  from cloc_jax.data import imagefolder
   for option in ('split', 'dump', 'region_embedding', 'pool_limit', 'proposals'):
     if getattr(args, option):
       raise ValueError(f'--{option.replace("_", "-")} does not apply to --imagefolder')
@@ -154,6 +156,10 @@ def _eval_imagefolders(encoder, args) -> int:
   if len(folders) > 1 and (args.task or args.labels):
     raise ValueError('--task and --labels are of one --imagefolder')
   names = _names(folders)
+  if not args.task:  # a wrong one shows now, not when the others are through
+    with hosts.together():
+      for folder, listed in zip(folders, classes):
+        imagefolder.read_classes(folder, listed, templates=())
   parts = [_eval_imagefolder(encoder, args, folder, name=name, classes=listed)
            for folder, name, listed in zip(folders, names, classes)]
   if not jax.process_index():

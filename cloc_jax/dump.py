@@ -61,10 +61,9 @@ class Writer:
     """Adds the regions of a split; `encode_text` and `categories` as RegionRecognition takes them."""
     count = len(predictions.boxes)
     boxes = predictions.in_pixels(predictions.boxes, image=predictions.region_image)
-    starts = np.searchsorted(predictions.region_image, np.arange(len(predictions.image_ids)))
     columns = {
         'split': [split] * count, 'image_id': [predictions.image_ids[i] for i in predictions.region_image],
-        'region': np.arange(count) - starts[predictions.region_image], 'caption': list(predictions.region_captions),
+        'region': np.arange(count) - predictions.first_region[predictions.region_image], 'caption': list(predictions.region_captions),
         'category': list(predictions.categories),
         **{name: boxes[:, i] for i, name in enumerate(('x0', 'y0', 'x1', 'y1'))}}
     columns |= {name: [None] * count for name in self._schema.names if name not in columns}

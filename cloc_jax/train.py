@@ -125,7 +125,7 @@ def train(config, *, workdir: str | os.PathLike, quiet: bool = False) -> Result:
     abstract, split = jax.tree.map(placed, shapes, shardings), sharding.batch_sharding(mesh)
     # Fails on what is wrong with loss or model now, before anything is computed. What is traced here is not traced again.
     stages.step_fn(0).trace(abstract, jax.tree.map(lambda shape: placed(shape, split), data.abstract_batch()))
-    state, start, report = _state(initializer, abstract, keeper, mesh=mesh, rules=rules, seed=options.seed, init=init,
+    state, start, report = _state(initializer, abstract, keeper, shardings=shardings, seed=options.seed, init=init,
                                   parts=config['model'].get('init_parts') or 'both', batch_size=data.batch_size)
     functions = inference.Functions(model, tokenizer=tokenizer, preprocessing=preprocessing,
                                     mesh=sharding.local_mesh(mesh))
@@ -382,11 +382,11 @@ def _dataset(data: DataOptions, *, tokenizer, seed, skip_examples):
       mixture=data.parts() if data.mixture else (), **own)
 
 
-def _state(initializer, abstract, keeper, *, mesh, rules, seed, init, parts, batch_size):
+def _state(initializer, abstract, keeper, *, shardings, seed, init, parts, batch_size):
   """(state, step, report): of the newest good checkpoint, else fresh with the init's weights, and how."""
   found = keeper.restore_latest(abstract)
   if found is None:
-    state, shardings = train_step.init_state(initializer, mesh=mesh, rules=rules, seed=seed)
+    state = train_step.init_state(initializer, shardings=shardings, seed=seed)
     if init is None:
       return state, 0, None
     flat, report = initialize.load_params(init, abstract.params, parts=parts)

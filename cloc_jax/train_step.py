@@ -46,14 +46,12 @@ def abstract_state(init: Initializer) -> TrainState:
   return jax.eval_shape(init, jax.random.key(0))
 
 
-def init_state(init: Initializer, *, mesh: Mesh, rules: Sequence[tuple[str, str]],
-               seed: int) -> tuple[TrainState, TrainState]:
-  """Initialises the state directly where it will live. Returns (state, its shardings).
+def init_state(init: Initializer, *, shardings: TrainState, seed: int) -> TrainState:
+  """Initialises the state directly where it will live (state_sharding).
 
   The same seed gives the same parameters on any mesh.
   """
-  shardings = state_sharding(abstract_state(init), mesh=mesh, rules=rules)
-  return jax.jit(init, out_shardings=shardings)(jax.random.key(seed)), shardings
+  return jax.jit(init, out_shardings=shardings)(jax.random.key(seed))
 
 
 def state_sharding(shapes: TrainState, *, mesh: Mesh, rules: Sequence[tuple[str, str]]) -> TrainState:

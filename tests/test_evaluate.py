@@ -132,8 +132,10 @@ def test_several_image_folders_in_one_command(tmp_path, monkeypatch, capsys):
           for name in ('a-val', 'b-val')] == [0.0, 0.5]
   for more, said in ((['--classes', 'c.json'], 'one for each of 2 image folders, got 1'),
                      (['--task', 'imagenet'], 'are of one --imagefolder'),
-                     (['--imagefolder', 'b/../a/val'], 'a folder is there twice')):
+                     (['--imagefolder', 'b/../a/val'], 'a folder is there twice'),
+                     (['--imagefolder', 'c/val', '--out', 'there'], 'c/val')):
     assert cli.main([*argv, *more]) == 2 and said in capsys.readouterr().err
+  assert not (tmp_path / 'there').exists()  # a wrong folder is named before the others are evaluated
 
 
 def test_the_pool_of_a_retrieval_stands_beside_its_figures():

@@ -141,8 +141,9 @@ def training_fixture(make_batch):
   def training(devices, fsdp, micro_batches):
     mesh = sharding.make_mesh(data=-1, fsdp=fsdp, devices=jax.devices()[:devices])
     tx, rate = optim.make(total_steps=10, warmup_steps=1, learning_rate=1e-2)
-    state, shardings = train_step.init_state(train_step.initializer(model, tx, batches[0], ema=True), mesh=mesh,
-                                            rules=RULES, seed=3)
+    init = train_step.initializer(model, tx, batches[0], ema=True)
+    shardings = train_step.state_sharding(train_step.abstract_state(init), mesh=mesh, rules=RULES)
+    state = train_step.init_state(init, shardings=shardings, seed=3)
     start = jax.tree.map(np.asarray, state.params)
     step = train_step.jit_train_step(mesh=mesh, shardings=shardings, model=model, tx=tx, rate=rate, loss=LOSS,
                                      micro_batches=micro_batches, ema_decay=0.75)

@@ -83,6 +83,11 @@ class Predictions:
   masked_images: int = 0
   image_position: np.ndarray | None = None
 
+  @property
+  def first_region(self) -> np.ndarray:
+    """(n,) int64, where each image's regions begin."""
+    return np.searchsorted(self.region_image, np.arange(len(self.image_ids)))
+
   def __post_init__(self):
     """Raises ValueError, naming the field, if the lengths do not agree."""
     groups = (

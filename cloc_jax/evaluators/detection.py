@@ -114,7 +114,7 @@ class Detection:
 
     predictions: of the same images.
     """
-    first = dict(zip(predictions.image_ids, np.searchsorted(predictions.region_image, np.arange(len(predictions.geometry)))))
+    first = dict(zip(predictions.image_ids, predictions.first_region))
     out = np.full((len(predictions.boxes), 4), np.nan, np.float32)
     for image_id, region, box, _ in self._phrases:
       if box is not None:

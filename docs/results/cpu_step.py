@@ -61,8 +61,9 @@ def ours(image_shape, text_shape, *, region_encoder='none', regions=1, pool='pro
                   region_text=region_text.reshape(batch, regions, REGION_LENGTH), region_mask=np.ones((batch, regions), bool))
   mesh = sharding.make_mesh(devices=jax.devices()[:1])
   tx, rate = optim.make(total_steps=100_000, warmup_steps=10, learning_rate=1e-4)
-  state, shardings = train_step.init_state(train_step.initializer(model, tx, example), mesh=mesh,
-                                            rules=[('.*', 'replicate')], seed=0)
+  init = train_step.initializer(model, tx, example)
+  shardings = train_step.state_sharding(train_step.abstract_state(init), mesh=mesh, rules=[('.*', 'replicate')])
+  state = train_step.init_state(init, shardings=shardings, seed=0)
   step = train_step.jit_train_step(mesh=mesh, shardings=shardings, model=model, tx=tx, rate=rate,
                                    loss=dict(filter_threshold=0.9))
   held = [state]
